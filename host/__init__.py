@@ -1,0 +1,1 @@
+"""Compiler, image, devices and the token loop: what runs beside the accelerator."""

@@ -1,0 +1,1 @@
+"""Checkpoints, calibration, quantization and evaluation."""

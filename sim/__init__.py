@@ -1,0 +1,1 @@
+"""Devices that need no board: the golden interpreter, pysim and Verilator."""
