@@ -1,0 +1,269 @@
+"""Every number that hardware and software share, in one frozen, checked, hashed place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+
+from tokenfabric import isa, registers
+from tokenfabric.errors import UserError
+from tokenfabric.ops import ACT_BITS, MULT_BITS, OPS_VERSION, RES_BITS, WEIGHT_BITS
+
+__all__ = ["PRESETS", "Dram", "FabricConfig", "preset"]
+
+BURST_BEATS = 16  # Zynq-7000's HP ports are AXI3: no longer bursts
+ACC_BITS = 36
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dram:
+    """The memory behind the ports, as its vendor publishes it."""
+
+    name: str
+    peak_bytes_per_s: float
+    reachable: float  # highest published share of the peak, sequential reads
+
+
+DDR3_1050_X16 = Dram(name="ddr3-1050-x16", peak_bytes_per_s=2.1e9, reachable=0.97)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FabricConfig:
+    """One accelerator. Sizes of models are not here: they live in the program.
+
+    Memories are counted in chunks: ``cols`` values of one row (16-bit activations, 32-bit residual
+    values). Refuses impossible hardware with a :class:`UserError` that shows the arithmetic.
+    """
+
+    name: str
+    part: str  # what it is meant for, in words
+    rows: int  # array height: products summed per column and cycle
+    cols: int  # array width, lanes of every vector unit, bytes of a port beat
+    ports: int  # AXI read ports
+    clock_mhz: float
+    dram: Dram
+    max_rows: int  # rows of one step
+    max_context: int
+    max_head_dim: int
+    in_chunks: int  # activations the array reads
+    out_chunks: int  # activations the array writes
+    res_chunks: int  # residual stream
+    param_chunks: int  # norm gains, K means
+    weight_fifo_beats: int  # per port
+    kv_chunks: int  # K and V on their way to the array
+    program_words: int
+    outstanding: int = 8  # weight bursts in flight per port
+
+    def __post_init__(self) -> None:
+        def refuse(condition: bool, text: str) -> None:
+            if condition:
+                raise UserError(f"config {self.name}: {text}")
+
+        for field, value in asdict(self).items():
+            if isinstance(value, int):
+                refuse(value <= 0, f"{field} = {value} must be positive")
+        for field in ("rows", "cols", "ports", "max_rows", "max_head_dim", "weight_fifo_beats"):
+            value = getattr(self, field)
+            refuse(value & (value - 1) != 0, f"{field} = {value} must be a power of two")
+        refuse(self.cols < 8, f"cols = {self.cols} is below 8, the bytes of a 64-bit port beat")
+        word = f"ports x beat = {self.ports} x {self.cols} = {self.word_bytes} bytes"
+        refuse(self.rows % self.cols != 0, f"rows = {self.rows} is not a multiple of cols")
+        refuse(
+            self.word_bytes < 2 * self.cols,
+            f"{word} must hold a 16-bit multiplier for each of the {self.cols} columns",
+        )
+        refuse(
+            self.word_bytes % self.rows != 0,
+            f"{word} must be a multiple of rows = {self.rows}: a word brings whole columns",
+        )
+        refuse(
+            self.tile_cycles < 4,
+            f"a tile of {self.rows} x {self.cols} weights lasts {self.tile_cycles} cycles at "
+            f"{self.word_bytes} bytes per cycle; the accumulators need 4",
+        )
+        need = ACT_BITS + WEIGHT_BITS - 1 + (self.max_k - 1).bit_length()
+        refuse(
+            need > ACC_BITS,
+            f"K = {self.max_k} needs {need}-bit accumulators, there are {ACC_BITS}",
+        )
+        port_rate = self.word_bytes * self.clock_mhz * 1e6
+        dram_rate = self.dram.peak_bytes_per_s * self.dram.reachable
+        refuse(
+            self.dram.name != "none" and port_rate < 1.05 * dram_rate,
+            f"{self.ports} ports x {self.cols} bytes x {self.clock_mhz} MHz = "
+            f"{port_rate / 1e9:.2f} GB/s is below 1.05 x the reachable {dram_rate / 1e9:.2f} GB/s",
+        )
+        refuse(
+            self.weight_fifo_beats < 2 * self.outstanding * BURST_BEATS,
+            f"weight_fifo_beats = {self.weight_fifo_beats} is below two times the "
+            f"{self.outstanding} x {BURST_BEATS} beats in flight",
+        )
+        refuse(
+            self.max_context % self.rows != 0,
+            f"max_context = {self.max_context} is not a multiple of rows = {self.rows}",
+        )
+        block = self.rows * self.max_head_dim // self.cols
+        refuse(
+            self.kv_chunks < 4 * block,
+            f"kv_chunks = {self.kv_chunks} is below four blocks of {block} chunks",
+        )
+
+    # --- derived numbers -----------------------------------------------------------------------
+
+    @property
+    def macs(self) -> int:
+        return self.rows * self.cols
+
+    @property
+    def port_bytes(self) -> int:
+        """Bytes of one beat of one port."""
+        return self.cols
+
+    @property
+    def word_bytes(self) -> int:
+        """Weights the array takes per cycle: one beat of every port."""
+        return self.ports * self.cols
+
+    @property
+    def tile_cycles(self) -> int:
+        """Words in a tile of rows x cols weights, so the shortest time a tile can last."""
+        return self.rows * self.cols // self.word_bytes
+
+    @property
+    def word_cols(self) -> int:
+        """Columns that one word fills when it brings whole columns (weights, K)."""
+        return self.word_bytes // self.rows
+
+    @property
+    def word_rows(self) -> int:
+        """Rows that one word fills when it brings whole rows (V): also the chains of the array."""
+        return self.word_bytes // self.cols
+
+    @property
+    def k_chunks(self) -> int:
+        """Chunks in one row-block of the array: what the array reads per cycle."""
+        return self.rows // self.cols
+
+    @property
+    def scale_channels(self) -> int:
+        """Output channels whose multipliers fit one word."""
+        return self.word_bytes // 2
+
+    @property
+    def max_k(self) -> int:
+        """The longest row that fits the activation memory for at least one row."""
+        return min(8192, self.in_chunks * self.cols)
+
+    @property
+    def max_head_chunks(self) -> int:
+        return self.max_head_dim // self.cols
+
+    @property
+    def acc_words(self) -> int:
+        """Accumulator words of ``cols``: the attention output needs a head for every row."""
+        return self.max_rows * self.max_head_chunks
+
+    @property
+    def score_chunks(self) -> int:
+        return self.max_rows * self.max_context // self.cols
+
+    @property
+    def superblock_bytes(self) -> int:
+        """The stretch of the weight stream in which every port reads one burst."""
+        return self.ports * BURST_BEATS * self.cols
+
+    @property
+    def peak_bytes_per_cycle(self) -> float:
+        return self.dram.peak_bytes_per_s / (self.clock_mhz * 1e6)
+
+    @property
+    def intake_ratio(self) -> float:
+        """Weights the array can take per byte the memory can deliver at its reachable rate."""
+        return self.word_bytes / (self.peak_bytes_per_cycle * self.dram.reachable)
+
+    @property
+    def stall_cycles_hidden(self) -> int:
+        """The longest pause of the array during which the memory keeps filling the weight FIFO."""
+        beats = self.weight_fifo_beats * self.ports
+        return int(beats * self.port_bytes / (self.peak_bytes_per_cycle * self.dram.reachable))
+
+    def block_ram_bits(self) -> dict[str, int]:
+        """Bits of every memory that is meant for block RAM."""
+        chunk = self.cols * ACT_BITS
+        return {
+            "in": self.in_chunks * chunk,
+            "out": self.out_chunks * chunk,
+            "res": self.res_chunks * self.cols * RES_BITS,
+            "scores": self.score_chunks * chunk,
+            "param": self.param_chunks * chunk,
+            "rope": self.max_rows * self.max_head_chunks * chunk,
+            "weights": self.weight_fifo_beats * self.ports * self.port_bytes * 8,
+            "kv": self.kv_chunks * self.cols * WEIGHT_BITS,
+            "kv_scales": 2 * self.max_context * MULT_BITS,
+            "acc": self.acc_words * self.cols * ACC_BITS,
+            "program": self.program_words * isa.INSTRUCTION_BITS,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits: config, ISA table, register map and ops version."""
+        text = json.dumps(
+            [asdict(self), isa.describe(), registers.describe(), OPS_VERSION], sort_keys=True
+        )
+        return hashlib.blake2s(text.encode(), digest_size=8).hexdigest()
+
+    def replace(self, **changes) -> FabricConfig:
+        return replace(self, **changes)
+
+
+PRESETS = {
+    config.name: config
+    for config in (
+        FabricConfig(
+            name="tiny",
+            part="tests",
+            rows=8,
+            cols=8,
+            ports=2,
+            clock_mhz=100.0,
+            dram=Dram(name="none", peak_bytes_per_s=1.6e9, reachable=1.0),
+            max_rows=4,
+            max_context=512,
+            max_head_dim=64,
+            in_chunks=512,
+            out_chunks=512,
+            res_chunks=128,
+            param_chunks=128,
+            weight_fifo_beats=256,
+            kv_chunks=256,
+            program_words=256,
+        ),
+        FabricConfig(
+            name="pynq-z2",
+            part="xc7z020clg400-1",
+            rows=16,
+            cols=8,
+            ports=4,
+            clock_mhz=100.0,
+            dram=DDR3_1050_X16,
+            max_rows=16,
+            max_context=2048,
+            max_head_dim=128,
+            in_chunks=4096,
+            out_chunks=4096,
+            res_chunks=2048,
+            param_chunks=1024,
+            weight_fifo_beats=1024,
+            kv_chunks=2048,
+            program_words=1024,
+        ),
+    )
+}
+
+
+def preset(name: str) -> FabricConfig:
+    """The preset called ``name``."""
+    if name not in PRESETS:
+        raise UserError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
+    return PRESETS[name]
