@@ -1,0 +1,74 @@
+"""Reading files that somebody else made: every failure is one UserError that names the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenfabric.errors import UserError
+
+
+def show(value: object, limit: int = 60) -> str:
+    """``repr(value)`` on one line and at most ``limit`` characters, for error messages."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def file_size(path: Path) -> int:
+    """Size in bytes of a regular file. UserError if it is missing, not a regular file or empty."""
+    try:
+        if not path.exists():
+            raise UserError(f"{path}: no such file; check the path")
+        if not path.is_file():
+            raise UserError(f"{path}: not a regular file; give a file, not a folder or a device")
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({_why(error)}); check the path") from None
+    if size == 0:
+        raise UserError(f"{path}: the file is empty (0 bytes); download or export it again")
+    return size
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole of a regular, non-empty file, or UserError."""
+    file_size(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({_why(error)}); check its permissions") from None
+
+
+def parse_json_object(source: str | Path, data: bytes) -> dict[str, Any]:
+    """``data`` as a JSON object. UserError naming ``source`` if it is anything else.
+
+    A key that appears twice in one object is refused: readers disagree on which of them counts.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{source}: the JSON key {show(twice)} appears twice; write it once")
+        return found
+
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        why = _why(error)
+        raise UserError(f"{source}: not valid JSON ({why}); download or export it again") from None
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise UserError(f"{source}: the JSON holds a {kind}, an object {{...}} is needed")
+    return value
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object, or UserError."""
+    return parse_json_object(path, read_bytes(path))
+
+
+def _why(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:120]
