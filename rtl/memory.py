@@ -1,0 +1,161 @@
+"""The memories: the only place in the RTL where a RAM is made."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+__all__ = ["Fifo", "Ram", "Rom", "read_port", "write_port"]
+
+
+def read_port(addr_bits: int, data_bits: int) -> wiring.Signature:
+    """A unit's view of a memory's read port: data are there in the cycle after ``en``, and stay."""
+    return wiring.Signature(
+        {"en": Out(1), "addr": Out(addr_bits), "data": In(data_bits)},
+    )
+
+
+def write_port(addr_bits: int, data_bits: int) -> wiring.Signature:
+    """A unit's view of a memory's write port."""
+    return wiring.Signature(
+        {"en": Out(1), "addr": Out(addr_bits), "data": Out(data_bits)},
+    )
+
+
+class Ram(wiring.Component):
+    """One write port, one read port, both synchronous; a read in the cycle of a write is old data.
+
+    Addresses are in units of ``unit`` bits. One port may be wider than the other: a wide access takes
+    ``width / unit`` consecutive, aligned units (low address bits ignored), the first in the low bits.
+
+    Parameters
+    ----------
+    depth : units in the memory, a multiple of the wider port's units
+    unit : bits of a unit
+    read_units, write_units : units per access of each port, powers of two
+    comb : read asynchronously (small memories: becomes LUT RAM, not block RAM)
+    """
+
+    def __init__(self, depth: int, unit: int, *, read_units=1, write_units=1, comb=False):
+        self.depth, self.unit = depth, unit
+        self.read_units, self.write_units, self.comb = read_units, write_units, comb
+        self.wide = max(read_units, write_units)
+        if depth % self.wide:
+            raise ValueError(f"depth {depth} is not a multiple of {self.wide} units")
+        bits = max(1, (depth - 1).bit_length())
+        super().__init__(
+            {
+                "r": In(read_port(bits, unit * read_units)),
+                "w": In(write_port(bits, unit * write_units)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        words = self.depth // self.wide
+        low = (self.wide - 1).bit_length()
+        m.submodules.mem = mem = Memory(shape=unsigned(self.wide * self.unit), depth=words, init=[])
+        w = mem.write_port(granularity=self.unit * self.write_units)
+        r = mem.read_port(domain="comb" if self.comb else "sync")
+        lanes = self.wide // self.write_units
+        w_lane = self.w.addr[:low] >> (self.write_units - 1).bit_length() if low else 0
+        m.d.comb += [
+            w.addr.eq(self.w.addr >> low),
+            w.data.eq(self.w.data.replicate(lanes)),
+            w.en.eq(Mux(self.w.en, 1 << w_lane if lanes > 1 else 1, 0)),
+            r.addr.eq(self.r.addr >> low),
+        ]
+        select = self.r.addr[:low] >> (self.read_units - 1).bit_length() if low else 0
+        if not self.comb:
+            m.d.comb += r.en.eq(self.r.en)
+            if self.wide > self.read_units:
+                held = Signal(low)
+                with m.If(self.r.en):
+                    m.d.sync += held.eq(select)
+                select = held
+        if self.wide > self.read_units:
+            m.d.comb += self.r.data.eq(r.data.word_select(select, self.unit * self.read_units))
+        else:
+            m.d.comb += self.r.data.eq(r.data)
+        return m
+
+
+class Rom(wiring.Component):
+    """``data`` is ``table[addr]``, combinational: becomes LUTs."""
+
+    def __init__(self, table, width: int):
+        self.table = [int(v) for v in table]
+        super().__init__(
+            {
+                "addr": In((len(self.table) - 1).bit_length()),
+                "data": Out(width),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        width = len(self.data)
+        with m.Switch(self.addr):
+            for index, value in enumerate(self.table):
+                with m.Case(index):
+                    m.d.comb += self.data.eq(value & ((1 << width) - 1))
+        return m
+
+
+class Fifo(wiring.Component):
+    """A queue of ``depth`` entries (a power of two) of ``shape`` between two streams.
+
+    First-word latency 2 cycles, throughput one entry per cycle. ``level`` counts the entries that
+    have been taken in and not yet handed out. ``block=False`` makes a small one out of LUT RAM.
+    """
+
+    def __init__(self, shape, depth: int, *, block=True):
+        if depth & (depth - 1) or depth < 2:
+            raise ValueError(f"FIFO depth {depth} is not a power of two of at least 2")
+        self.shape, self.depth, self.block = shape, depth, block
+        super().__init__(
+            {
+                "i": In(stream.Signature(shape)),
+                "o": Out(stream.Signature(shape)),
+                "level": Out(range(depth + 2)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        i, o = self.i, self.o
+        i_bits, o_bits = _as_bits(i.payload), _as_bits(o.payload)
+        m.submodules.mem = mem = Memory(shape=unsigned(len(i_bits)), depth=self.depth, init=[])
+        w = mem.write_port()
+        r = mem.read_port(domain="sync")
+        wp = Signal(range(self.depth))
+        rp = Signal(range(self.depth))
+        stored = Signal(range(self.depth + 1))  # entries in the memory
+        push = Signal()
+        pull = Signal()
+        m.d.comb += [
+            i.ready.eq(stored != self.depth),
+            push.eq(i.valid & i.ready),
+            pull.eq((stored != 0) & (~o.valid | o.ready)),
+            w.addr.eq(wp),
+            w.data.eq(i_bits),
+            w.en.eq(push),
+            r.addr.eq(rp),
+            r.en.eq(pull),
+            o_bits.eq(r.data),
+            self.level.eq(stored + o.valid),
+        ]
+        m.d.sync += stored.eq(stored + push - pull)
+        with m.If(push):
+            m.d.sync += wp.eq(wp + 1)
+        with m.If(pull):
+            m.d.sync += [rp.eq(rp + 1), o.valid.eq(1)]
+        with m.Elif(o.ready):
+            m.d.sync += o.valid.eq(0)
+        return m
+
+
+def _as_bits(payload):
+    return payload.as_value() if isinstance(payload, data.View) else payload
