@@ -137,13 +137,13 @@ def _load_llama2c(path: Path) -> Checkpoint:
         def tensor(name: str, dims: tuple[int, ...]) -> Float:
             values = np.fromfile(file, "<f4", math.prod(dims)).astype(np.float32, copy=False)
             values = values.reshape(dims)
-            for i, part in enumerate(values if values.ndim == 3 else [values]):
-                _check_finite(path, f"{name}[layer {i}]" if values.ndim == 3 else name, part)
+            _check_finite(path, name, values)
             return values
 
         embedding = tensor("embedding", (shape.vocab, shape.dim))
         stacks = {
-            name: tensor(name, (shape.layers, *dims)) for name, dims in _layer_shapes(shape).items()
+            name: [tensor(f"layer{i}.{name}", dims) for i in range(shape.layers)]
+            for name, dims in _layer_shapes(shape).items()
         }
         final_norm = tensor("final_norm", (shape.dim,))
         file.seek(4 * rope_table, 1)
@@ -338,7 +338,9 @@ class _SafeTensors:
             return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
 
         fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
-        dtype, dims, span = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+        dims: Any = fields.get("shape")
+        span: Any = fields.get("data_offsets")
+        dtype = fields.get("dtype")
         if isinstance(dtype, str) and integers(dims) and integers(span) and len(span) == 2:
             begin, end = span
             known = _DTYPES.get(dtype)

@@ -1,0 +1,144 @@
+"""Synthetic checkpoints for tests: random weights from a seed, written in either format."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+from tokenfabric.quant.checkpoint import Checkpoint, Layer
+
+from tokenfabric.shape import ModelShape
+
+TINY = ModelShape(
+    dim=16, hidden=24, layers=2, heads=4, kv_heads=2, head_dim=4, vocab=40, context=32
+)
+
+
+def random_checkpoint(shape: ModelShape = TINY, seed: int = 0, scale: float = 1.0) -> Checkpoint:
+    """Weights of unit gain (times ``scale``), norms around one: activations stay of order one."""
+    rng = np.random.default_rng(seed)
+
+    def matrix(rows: int, columns: int) -> np.ndarray:
+        weights = rng.standard_normal((rows, columns)) * scale / np.sqrt(columns)
+        return weights.astype(np.float32)
+
+    def norm() -> np.ndarray:
+        return rng.uniform(0.5, 1.5, shape.dim).astype(np.float32)
+
+    s = shape
+    layers = [
+        Layer(
+            attn_norm=norm(),
+            wq=matrix(s.q_dim, s.dim),
+            wk=matrix(s.kv_dim, s.dim),
+            wv=matrix(s.kv_dim, s.dim),
+            wo=matrix(s.dim, s.q_dim),
+            ffn_norm=norm(),
+            w1=matrix(s.hidden, s.dim),
+            w2=matrix(s.dim, s.hidden),
+            w3=matrix(s.hidden, s.dim),
+        )
+        for _ in range(s.layers)
+    ]
+    embedding = matrix(s.vocab, s.dim)
+    classifier = embedding if s.tied else matrix(s.vocab, s.dim)
+    return Checkpoint(shape, embedding, layers, norm(), classifier)
+
+
+def write_llama2c(path: Path, checkpoint: Checkpoint) -> Path:
+    """A legacy llama2.c .bin; its RoPE table, which nobody may read, is filled with 9e9."""
+    s = checkpoint.shape
+    assert s.dim == s.q_dim and s.norm_eps == 1e-5 and s.rope_theta == 10_000, "not expressible"
+    vocab = s.vocab if s.tied else -s.vocab
+    parts = [np.array([s.dim, s.hidden, s.layers, s.heads, s.kv_heads, vocab, s.context], "<i4")]
+    parts.append(checkpoint.embedding)
+    for field in fields(Layer):
+        parts += [getattr(layer, field.name) for layer in checkpoint.layers]
+    parts += [checkpoint.final_norm, np.full(s.context * s.head_dim, 9e9, "<f4")]
+    if not s.tied:
+        parts.append(checkpoint.classifier)
+    path.write_bytes(b"".join(part.tobytes() for part in parts))
+    return path
+
+
+def halve_rope(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows from interleaved to Hugging Face's half-split order, row by row on purpose."""
+    size = weight.shape[0] // heads
+    order = [*range(0, size, 2), *range(1, size, 2)]
+    return np.concatenate([weight[h * size : (h + 1) * size][order] for h in range(heads)])
+
+
+def hf_tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """Hugging Face names -> float32 arrays in Hugging Face's order of rows."""
+    s = checkpoint.shape
+    found = {"model.embed_tokens.weight": checkpoint.embedding}
+    for i, layer in enumerate(checkpoint.layers):
+        named = {
+            "input_layernorm": layer.attn_norm,
+            "self_attn.q_proj": halve_rope(layer.wq, s.heads),
+            "self_attn.k_proj": halve_rope(layer.wk, s.kv_heads),
+            "self_attn.v_proj": layer.wv,
+            "self_attn.o_proj": layer.wo,
+            "post_attention_layernorm": layer.ffn_norm,
+            "mlp.gate_proj": layer.w1,
+            "mlp.down_proj": layer.w2,
+            "mlp.up_proj": layer.w3,
+        }
+        found |= {f"model.layers.{i}.{name}.weight": array for name, array in named.items()}
+    found["model.norm.weight"] = checkpoint.final_norm
+    if not s.tied:
+        found["lm_head.weight"] = checkpoint.classifier
+    return found
+
+
+def hf_config(shape: ModelShape) -> dict:
+    """config.json of the shape, as transformers 4 wrote it."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": shape.dim,
+        "intermediate_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": shape.context,
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta,
+        "tie_word_embeddings": shape.tied,
+        "hidden_act": "silu",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+
+
+def safetensors_bytes(tensors: dict[str, np.ndarray], dtype: str = "F32") -> bytes:
+    """A safetensors file, written by hand so that tests of the reader need no library.
+
+    BF16 keeps the upper half of each float32 (round toward zero).
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    data = b""
+    for name, array in tensors.items():
+        if dtype == "BF16":
+            raw = (array.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
+        else:
+            raw = array.astype({"F32": "<f4", "F16": "<f2"}[dtype]).tobytes()
+        span = [len(data), len(data) + len(raw)]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": span}
+        data += raw
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def write_hf(
+    folder: Path, checkpoint: Checkpoint, dtype: str = "F32", config: dict | None = None
+) -> Path:
+    """A Hugging Face folder: config.json (with ``config`` on top) and model.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(hf_config(checkpoint.shape) | (config or {})))
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(hf_tensors(checkpoint), dtype))
+    return folder
