@@ -5,6 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import signed, unsigned
 from amaranth.lib import data, enum
 
+from tokenfabric import isa
 from tokenfabric.config import FabricConfig
 from tokenfabric.ops import ACT_BITS, MULT_BITS, RES_BITS
 
@@ -15,6 +16,7 @@ __all__ = [
     "MatmulKind",
     "fetch_beat",
     "fetch_command",
+    "instruction_layout",
     "kv_command",
     "matmul_command",
     "matmul_result",
@@ -69,6 +71,11 @@ def index_shape(cfg: FabricConfig):
 def count_shape(cfg: FabricConfig):
     """A number of rows: 0 .. max_rows."""
     return unsigned(cfg.max_rows.bit_length())
+
+
+def instruction_layout() -> data.StructLayout:
+    """A decoded instruction: ``isa.FIELDS``. ``op`` holds values of ``isa.Op``."""
+    return data.StructLayout({name: unsigned(width) for name, width in isa.FIELDS})
 
 
 def matmul_command(cfg: FabricConfig) -> data.StructLayout:
