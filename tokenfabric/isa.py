@@ -107,8 +107,8 @@ FIELD_DOC = {
     "src_stride": "chunks from row to row of the operand",
     "dst": "first chunk of row 0 of the result",
     "dst_stride": "chunks from row to row of the result",
-    "k": "NORM: chunks of a row; MATMUL: row-blocks of the array in the sum",
-    "n": "MATMUL: column-blocks; LOAD: chunks; SWIGLU: result chunks of a row",
+    "k": "NORM, MATMUL, EMBED: chunks of a row",
+    "n": "MATMUL: column-blocks; LOAD: words; SWIGLU: result chunks of a row",
     "param": "first chunk of the parameters",
     "heads": "KV heads (ROPE: query heads)",
     "group": "query heads per KV head",
@@ -121,11 +121,11 @@ OPERATIONS: dict[Op, tuple[str, str]] = {
     Op.END: ("", "The step is over: choose tokens, write the ring, next step or stop."),
     Op.LOAD: (
         "n param want",
-        "param[param : param + n] = the next n chunks of the weight stream (int16, whole words).",
+        "param from chunk `param` on = the next n words of the weight stream (int16).",
     ),
     Op.EMBED: (
         "dst dst_stride k shift sat",
-        "res[row] = embed(embedding[token[row]]): k row-blocks of the array per row.",
+        "res[row] = embed(embedding[token[row]]): k chunks per row.",
     ),
     Op.NORM: (
         "src src_stride dst dst_stride k param shift shift2 imm sat want",

@@ -1,0 +1,84 @@
+"""The interface at which software and hardware meet, and the waiting on top of it."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from tokenfabric.registers import ERROR_TEXT, Error, State
+
+__all__ = ["Device", "DeviceError", "DeviceTimeout", "raise_error", "run", "wait_by_polling"]
+
+
+class DeviceError(RuntimeError):
+    """A run ended in state ERROR. ``code`` says why, ``pc`` where."""
+
+    def __init__(self, code: int, pc: int, detail: str = ""):
+        self.code, self.pc = Error(code), pc
+        super().__init__(
+            f"the accelerator stopped with {self.code.name} at instruction {pc}: "
+            f"{ERROR_TEXT[self.code]}{detail}"
+        )
+
+
+class DeviceTimeout(RuntimeError):
+    """A run did not end before its deadline."""
+
+
+@runtime_checkable
+class Device(Protocol):
+    """An accelerator and its memory. Addresses are bytes from the start of the memory window.
+
+    ``start`` runs the job whose descriptor stands at address 0 (``isa.DESCRIPTOR``). Only one run at
+    a time; ``write`` and ``read`` may be used during one, as on a board.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint that the hardware reports."""
+
+    def write(self, address: int, array: np.ndarray) -> None:
+        """Put the bytes of ``array`` at ``address``."""
+
+    def read(self, address: int, count: int) -> np.ndarray:
+        """``count`` bytes from ``address`` as uint8."""
+
+    def start(self) -> None:
+        """Begin a run; raises RuntimeError if one is under way."""
+
+    def poll(self) -> tuple[State, int, Error]:
+        """State, steps whose tokens stand in the ring, and the error code."""
+
+    def wait(self, deadline: float) -> State:
+        """Until the run is over, at most ``deadline`` seconds (then DeviceTimeout)."""
+
+    def stop(self) -> None:
+        """End the run after the current step."""
+
+
+def raise_error(device: Device) -> None:
+    """Raise DeviceError if the last run ended in one."""
+    state, _, error = device.poll()
+    if state is State.ERROR:
+        raise DeviceError(error, getattr(device, "pc", 0))
+
+
+def wait_by_polling(device: Device, deadline: float, interval: float = 0.001) -> State:
+    """The ``wait`` of devices that can only be asked."""
+    end = time.monotonic() + deadline
+    while True:
+        state, _, _ = device.poll()
+        if state is not State.RUNNING:
+            return state
+        if time.monotonic() > end:
+            raise DeviceTimeout(f"no end of the run within {deadline:g} s")
+        time.sleep(interval)
+
+
+def run(device: Device, deadline: float) -> None:
+    """Start, wait, and raise DeviceError if the run failed."""
+    device.start()
+    device.wait(deadline)
+    raise_error(device)
