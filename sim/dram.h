@@ -1,0 +1,470 @@
+// A DRAM channel shared by several AXI ports: what the chip waits for, to the burst.
+//
+// Time is counted in fabric cycles with 16 fractional bits, in integers, so a run is the same on
+// every machine. Commands are not modelled one by one: a burst is served when its row is open and
+// the data bus is free, and rows of other banks are opened meanwhile. All times are those of the
+// data on the bus: a command stands where the data of a column command given then would start.
+// The parameters (sim/dram.py) are those of a data sheet wherever a data sheet has them.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+
+namespace tokenfabric {
+
+using Time = int64_t;  // fabric cycles << kFraction
+constexpr int kFraction = 16;
+constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+
+constexpr int kMaxPorts = 8;
+constexpr int kMaxBeats = 16;
+constexpr int kMaxBurstBytes = kMaxBeats * 16;
+constexpr int kRing = 16;      // bursts in flight per port and direction
+constexpr int kMaxWindow = 64;  // bursts the controller looks at, per direction
+constexpr int kMaxBanks = 64;
+
+enum Response : uint8_t { kOkay = 0, kSlaveError = 2, kDecodeError = 3 };
+
+// Filled in by sim/dram.py, field by field in this order.
+struct DramParameters {
+  int64_t burst_bytes;     // one column access
+  int64_t banks;           // power of two
+  int64_t row_bytes;       // open row of one bank, power of two
+  Time burst;              // column access on the data bus
+  Time write_extra;        // lost per column access of a write
+  Time activate;           // tRCD
+  Time precharge;          // tRP
+  Time row_active;         // tRAS
+  Time activate_spacing;   // tRRD
+  Time four_activates;     // tFAW
+  Time write_recovery;     // end of write data to precharge
+  Time write_to_read;      // bus idle when it turns round
+  Time read_to_write;
+  Time refresh_interval;   // tREFI; 0 = none
+  Time refresh;            // tRFC
+  int64_t request_cycles;  // from the port to the controller
+  int64_t return_cycles;   // and back
+  int64_t read_window;     // bursts the controller chooses from
+  int64_t write_window;
+  int64_t turn_bursts;     // column accesses in one direction before the other gets its turn
+  int64_t max_reads;       // per port: accepted and not yet returned
+  int64_t max_writes;
+  int64_t read_fifo_beats;  // per port: room that data needs before it is fetched
+};
+
+struct ReadBurst {
+  uint32_t address;
+  uint8_t beats;
+  uint8_t response;
+  bool served;
+  int64_t arrival;  // cycle at which the controller sees it
+  Time first;       // when the first beat is at the port
+  Time pace;        // between beats
+  alignas(16) uint8_t data[kMaxBurstBytes];
+};
+
+struct WriteBurst {
+  uint32_t address;
+  uint8_t beats;
+  uint8_t response;
+  bool has_address;
+  bool has_data;  // the last beat has come
+  bool served;
+  uint8_t received;  // beats so far
+  int64_t arrival;
+  int64_t answer;  // cycle of the response
+  uint16_t strobes[kMaxBeats];
+  alignas(16) uint8_t data[kMaxBurstBytes];
+};
+
+// Counters only grow; a burst lives in slot `counter % kRing`.
+struct DramPort {
+  ReadBurst reads[kRing];
+  uint64_t reads_accepted = 0, reads_admitted = 0, reads_returned = 0;
+  int64_t fifo_beats = 0;  // fetched or being fetched, and not yet taken
+  WriteBurst writes[kRing] = {};
+  uint64_t write_addresses = 0, write_bodies = 0;  // AW and W may come in either order
+  uint64_t writes_admitted = 0, writes_returned = 0;
+
+  uint64_t writes_complete() const { return std::min(write_addresses, write_bodies); }
+};
+
+class Dram {
+ public:
+  Dram(const DramParameters& parameters, uint8_t* memory, uint64_t base, uint64_t size, int ports,
+       int beat_bytes)
+      : p_(parameters),
+        memory_(memory),
+        base_(base),
+        size_(size),
+        port_count_(ports),
+        beat_bytes_(beat_bytes),
+        ports_(new DramPort[kMaxPorts]) {
+    clear(0);
+    next_refresh_ = p_.refresh_interval;
+  }
+
+  // Forgets all bursts, as a reset does; memory and refresh go on.
+  void clear(int64_t cycle) {
+    for (int i = 0; i < port_count_; ++i) ports_[i] = DramPort();
+    for (Bank& bank : banks_) bank = Bank();
+    count_[0] = count_[1] = entries_ = 0;
+    bus_free_ = cycle << kFraction;
+    for (Time& act : activates_) act = -p_.four_activates;
+    wake_ = kNever;
+  }
+
+  DramPort& port(int index) { return ports_[index]; }
+
+  bool inside(uint64_t address, uint64_t bytes) const {
+    return address >= base_ && address - base_ <= size_ && bytes <= size_ - (address - base_);
+  }
+
+  bool can_read(const DramPort& port) const {
+    return port.reads_accepted - port.reads_returned < static_cast<uint64_t>(p_.max_reads);
+  }
+
+  // The address and the beats come first or the data does: each has its own place in the queue.
+  bool can_address_write(const DramPort& port) const {
+    return port.write_addresses - port.writes_returned < static_cast<uint64_t>(p_.max_writes);
+  }
+  bool can_write_beat(const DramPort& port) const {
+    return port.write_bodies - port.writes_returned < static_cast<uint64_t>(p_.max_writes);
+  }
+
+  // Accepts a burst of `beats` whole beats that lies in one 4 KB page. One with another response
+  // than kOkay never reaches memory and returns zeros.
+  void read(DramPort& port, uint32_t address, int beats, uint8_t response, int64_t cycle) {
+    ReadBurst& burst = port.reads[port.reads_accepted++ % kRing];
+    burst.address = address;
+    burst.beats = static_cast<uint8_t>(beats);
+    burst.response = response;
+    burst.served = false;
+    burst.arrival = cycle + p_.request_cycles;
+    wake_ = std::min(wake_, burst.arrival);
+  }
+
+  // The oldest burst's next beat may be shown in this cycle.
+  bool beat_ready(const DramPort& port, int beat, int64_t cycle) const {
+    const ReadBurst& burst = port.reads[port.reads_returned % kRing];
+    return burst.served && burst.first + beat * burst.pace <= (cycle << kFraction);
+  }
+
+  void beat_taken(DramPort& port, bool last, int64_t cycle) {
+    --port.fifo_beats;
+    if (last) ++port.reads_returned;
+    if (waiting_for_room_ && port.reads_admitted != port.reads_accepted &&
+        has_room(port, port.reads[port.reads_admitted % kRing]))
+      wake_ = cycle;
+  }
+
+  // Called when a burst has both its address and its last beat.
+  void write_complete(WriteBurst& burst, int64_t cycle) {
+    burst.served = false;
+    burst.arrival = cycle + p_.request_cycles;
+    wake_ = std::min(wake_, burst.arrival);
+  }
+
+  // The response of the port's oldest write is due. Only now does memory change: a read that
+  // does not wait for the response sees old data here as it may on the board.
+  bool response_due(const DramPort& port, int64_t cycle) const {
+    if (port.writes_admitted == port.writes_returned) return false;
+    const WriteBurst& burst = port.writes[port.writes_returned % kRing];
+    return burst.served && burst.answer <= cycle;
+  }
+
+  void apply(const WriteBurst& burst) {
+    if (burst.response != kOkay) return;
+    uint8_t* to = memory_ + (burst.address - base_);
+    const uint32_t all = (1u << beat_bytes_) - 1;
+    for (int beat = 0; beat < burst.beats; ++beat) {
+      const uint8_t* from = burst.data + beat * beat_bytes_;
+      if (burst.strobes[beat] == all) {
+        std::memcpy(to + beat * beat_bytes_, from, beat_bytes_);
+        continue;
+      }
+      for (int i = 0; i < beat_bytes_; ++i)
+        if (burst.strobes[beat] >> i & 1) to[beat * beat_bytes_ + i] = from[i];
+    }
+  }
+
+  void write_returned(DramPort& port) {
+    WriteBurst& burst = port.writes[port.writes_returned++ % kRing];
+    burst.has_address = burst.has_data = false;  // free for the next
+    burst.received = 0;
+  }
+
+  void tick(int64_t cycle) {
+    if (cycle >= wake_) advance(cycle);
+  }
+
+ private:
+  struct Bank {
+    int64_t row = -1;          // open, or being opened
+    Time ready = 0;            // from here on its columns can be accessed
+    Time precharge_from = 0;
+    int users = 0;             // bursts in the window that want this row
+  };
+
+  struct Entry {
+    Time enter;
+    int64_t row;
+    int bank;
+    uint8_t port;
+    uint8_t slot;
+    bool write;
+    bool claimed;  // counted in its bank's users; else it waits for another row's users
+    int accesses;
+    Time extra;
+  };
+
+  void advance(int64_t cycle) {
+    const Time now = cycle << kFraction;
+    Time next;
+    do {
+      admit(cycle);
+      next = kNever;
+    } while (bus_free_ <= now && serve(now, &next));
+    if (entries_ > 0) next = std::min(next, std::max(bus_free_, now + 1));
+    wake_ = next == kNever ? kNever : std::max((next + (1 << kFraction) - 1) >> kFraction, cycle + 1);
+    for (int i = 0; i < port_count_; ++i) {
+      const DramPort& port = ports_[i];
+      if (port.reads_admitted != port.reads_accepted) {
+        const int64_t arrival = port.reads[port.reads_admitted % kRing].arrival;
+        if (arrival > cycle) wake_ = std::min(wake_, arrival);
+      }
+      if (port.writes_admitted != port.writes_complete()) {
+        const int64_t arrival = port.writes[port.writes_admitted % kRing].arrival;
+        if (arrival > cycle) wake_ = std::min(wake_, arrival);
+      }
+    }
+  }
+
+  bool has_room(const DramPort& port, const ReadBurst& burst) const {
+    return port.fifo_beats + burst.beats <= p_.read_fifo_beats;
+  }
+
+  // Moves arrived bursts into the window, one per port in turn.
+  void admit(int64_t cycle) {
+    waiting_for_room_ = false;
+    for (int idle = 0; idle < port_count_; turn_ = turn_ + 1 == port_count_ ? 0 : turn_ + 1) {
+      const bool read = admit_read(turn_, cycle);
+      const bool write = admit_write(turn_, cycle);
+      idle = read || write ? 0 : idle + 1;
+    }
+  }
+
+  bool admit_read(int index, int64_t cycle) {
+    DramPort& port = ports_[index];
+    if (port.reads_admitted == port.reads_accepted || count_[0] >= p_.read_window) return false;
+    const int slot = port.reads_admitted % kRing;
+    ReadBurst& burst = port.reads[slot];
+    if (burst.arrival > cycle) return false;
+    if (!has_room(port, burst)) {
+      waiting_for_room_ = true;
+      return false;
+    }
+    ++port.reads_admitted;
+    port.fifo_beats += burst.beats;
+    if (burst.response != kOkay) {
+      std::memset(burst.data, 0, sizeof burst.data);
+      finish_read(burst, cycle << kFraction, 0);
+    } else {
+      enter(index, slot, false, burst.address, burst.beats, cycle);
+    }
+    return true;
+  }
+
+  bool admit_write(int index, int64_t cycle) {
+    DramPort& port = ports_[index];
+    if (port.writes_admitted == port.writes_complete() || count_[1] >= p_.write_window)
+      return false;
+    const int slot = port.writes_admitted % kRing;
+    WriteBurst& burst = port.writes[slot];
+    if (burst.arrival > cycle) return false;
+    ++port.writes_admitted;
+    if (burst.response != kOkay) {
+      finish_write(burst, cycle << kFraction);
+    } else {
+      enter(index, slot, true, burst.address, burst.beats, cycle);
+    }
+    return true;
+  }
+
+  void enter(int port, int slot, bool write, uint64_t address, int beats, int64_t cycle) {
+    const int64_t last = static_cast<int64_t>(address) + beats * beat_bytes_ - 1;
+    const int64_t page = address / p_.row_bytes;
+    Entry& entry = window_[entries_++];
+    entry.enter = cycle << kFraction;
+    entry.bank = static_cast<int>(page % p_.banks);
+    entry.row = page / p_.banks;
+    entry.port = static_cast<uint8_t>(port);
+    entry.slot = static_cast<uint8_t>(slot);
+    entry.write = write;
+    entry.accesses =
+        static_cast<int>(last / p_.burst_bytes - static_cast<int64_t>(address) / p_.burst_bytes + 1);
+    // A burst over the end of a row is rare: it pays for the second row in full.
+    entry.extra = last / p_.row_bytes != page ? p_.precharge + p_.activate : 0;
+    ++count_[write];
+
+    Bank& bank = banks_[entry.bank];
+    entry.claimed = bank.users == 0 || (bank.row == entry.row && !waited_for(entry.bank));
+    if (!entry.claimed) return;
+    ++bank.users;
+    open(bank, entry.row, entry.enter);
+  }
+
+  // Somebody older waits for another row of this bank: hits must not keep it waiting.
+  bool waited_for(int bank) const {
+    for (int i = 0; i < entries_ - 1; ++i)
+      if (window_[i].bank == bank && !window_[i].claimed) return true;
+    return false;
+  }
+
+  void open(Bank& bank, int64_t row, Time now) {
+    if (bank.row == row) return;
+    Time act = bank.row < 0 ? std::max(now, bank.ready)
+                            : std::max(now, bank.precharge_from) + p_.precharge;
+    act = std::max(act, activates_[last_activate_] + p_.activate_spacing);
+    last_activate_ = (last_activate_ + 1) % 4;
+    act = std::max(act, activates_[last_activate_] + p_.four_activates);
+    activates_[last_activate_] = act;
+    bank.row = row;
+    bank.ready = act + p_.activate;
+    bank.precharge_from = act + p_.row_active;
+  }
+
+  // Serves one burst if one can start by `now`; else says when to look again.
+  bool serve(Time now, Time* next) {
+    if (entries_ == 0) return false;
+    if (p_.refresh_interval > 0 && now >= next_refresh_) {
+      do_refresh(now);
+      if (bus_free_ > now) return false;
+    }
+    Time start[2];
+    const int best[2] = {choose(false, &start[0]), choose(true, &start[1])};
+    int way = direction_;
+    const int other = !way;
+    if (best[other] >= 0) {
+      // Turn round when this direction has nothing, or has had its share and the other is ready.
+      const Time from = bus_free_ + (other ? p_.read_to_write : p_.write_to_read);
+      if (best[way] < 0 || (run_ >= p_.turn_bursts && start[other] <= from)) way = other;
+    }
+    if (best[way] < 0) return false;
+    if (start[way] > now) {
+      *next = start[way];
+      return false;
+    }
+    run_ = way == direction_ ? run_ : 0;
+    direction_ = way;
+    commit(best[way], start[way]);
+    return true;
+  }
+
+  // The burst of one direction that can start first; the oldest of several.
+  int choose(bool write, Time* start) const {
+    if (count_[write] == 0) return -1;
+    const Time turn = write == direction_ ? 0 : write ? p_.read_to_write : p_.write_to_read;
+    int best = -1;
+    for (int i = 0; i < entries_; ++i) {
+      const Entry& entry = window_[i];
+      if (entry.write != write || !entry.claimed) continue;
+      const Time at = std::max({bus_free_ + turn, entry.enter, banks_[entry.bank].ready});
+      if (best < 0 || at < *start) {
+        best = i;
+        *start = at;
+        if (at == bus_free_ + turn) break;
+      }
+    }
+    return best;
+  }
+
+  void commit(int index, Time start) {
+    const Entry entry = window_[index];
+    --entries_;
+    for (int i = index; i < entries_; ++i) window_[i] = window_[i + 1];
+    --count_[entry.write];
+    run_ += entry.accesses;
+
+    const Time each = p_.burst + (entry.write ? p_.write_extra : 0);
+    const Time end = start + entry.accesses * each + entry.extra;
+    bus_free_ = end;
+    Bank& bank = banks_[entry.bank];
+    bank.precharge_from =
+        std::max(bank.precharge_from, end + (entry.write ? p_.write_recovery : 0));
+    if (--bank.users == 0) hand_over(bank, entry.bank, start);
+
+    DramPort& port = ports_[entry.port];
+    if (entry.write) {
+      finish_write(port.writes[entry.slot], end);
+    } else {
+      ReadBurst& burst = port.reads[entry.slot];
+      std::memcpy(burst.data, memory_ + (burst.address - base_), burst.beats * beat_bytes_);
+      finish_read(burst, start, (end - start) / burst.beats);
+    }
+  }
+
+  // The row's last user is served: open the row of the oldest burst that waits for this bank.
+  void hand_over(Bank& bank, int number, Time now) {
+    for (int i = 0; i < entries_; ++i) {
+      Entry& entry = window_[i];
+      if (entry.bank != number || entry.claimed) continue;
+      if (bank.users == 0) open(bank, entry.row, now);
+      if (bank.row != entry.row) continue;
+      entry.claimed = true;
+      ++bank.users;
+    }
+  }
+
+  void finish_read(ReadBurst& burst, Time start, Time pace) {
+    burst.served = true;
+    burst.first = start + (p_.return_cycles << kFraction);
+    burst.pace = pace;
+  }
+
+  void finish_write(WriteBurst& burst, Time end) {
+    burst.served = true;
+    burst.answer = ((end + (1 << kFraction) - 1) >> kFraction) + p_.return_cycles;
+  }
+
+  void do_refresh(Time now) {
+    next_refresh_ += (now - next_refresh_) / p_.refresh_interval * p_.refresh_interval;
+    bus_free_ = std::max(bus_free_, next_refresh_) + p_.precharge + p_.refresh;
+    next_refresh_ += p_.refresh_interval;
+    for (int i = 0; i < p_.banks; ++i) {
+      Bank& bank = banks_[i];
+      const int64_t row = bank.row;
+      bank.row = -1;
+      bank.ready = bus_free_;
+      if (bank.users > 0) open(bank, row, bus_free_);
+    }
+  }
+
+  const DramParameters p_;
+  uint8_t* const memory_;
+  const uint64_t base_;
+  const uint64_t size_;
+  const int port_count_;
+  const int beat_bytes_;
+  std::unique_ptr<DramPort[]> ports_;
+
+  Entry window_[2 * kMaxWindow];  // by age
+  int entries_ = 0;
+  int count_[2] = {0, 0};  // reads, writes in the window
+  Bank banks_[kMaxBanks];
+  Time activates_[4] = {};  // the last four, a ring
+  int last_activate_ = 0;
+  Time bus_free_ = 0;
+  Time next_refresh_ = 0;
+  int direction_ = 0;  // 0 read, 1 write
+  int64_t run_ = 0;    // column accesses since the bus turned round
+  int turn_ = 0;
+  bool waiting_for_room_ = false;
+  int64_t wake_ = kNever;
+};
+
+}  // namespace tokenfabric
