@@ -1,8 +1,10 @@
-"""Reading files that somebody else made: every failure is one UserError that names the file."""
+"""Files in, files out: every failure is one UserError that names the file."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,32 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({_why(error)}); check its permissions") from None
+
+
+def write_file(path: str | Path, parts: Iterable[bytes]) -> None:
+    """Write ``parts`` to ``path``, whole or not at all: a file beside it is renamed at the end.
+
+    UserError if that cannot be done; nothing is left behind, and an older file stays as it was.
+    """
+    path = Path(path)
+    made = None
+    try:
+        target = path.resolve()
+        if target.exists() and not target.is_file():
+            raise UserError(f"{path}: exists and is not a regular file; give another name")
+        beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+        with beside.open("xb") as file:
+            made = beside
+            for part in parts:
+                file.write(part)
+        beside.replace(target)
+        made = None
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+        why = _why(error)
+        raise UserError(f"{path}: cannot be written ({why}); choose another folder") from None
+    finally:
+        if made is not None:
+            made.unlink(missing_ok=True)
 
 
 def parse_json_object(source: str | Path, data: bytes) -> dict[str, Any]:
