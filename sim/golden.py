@@ -122,10 +122,9 @@ class GoldenDevice:
             token = self.chosen.get(i, NO_TOKEN) if not self.done[i] else NO_TOKEN
             entry = job["ring"] + 8 * (self.tokens_done * len(self.rows) + i)
             self._at(entry, 4).view("<u4")[0] = token
-            if i in self.chosen:
-                row["token"] = self.chosen[i]
-                stopping = row["flags"] & RowFlag.STOP and self.chosen[i] in stops
-                self.done[i] = self.done[i] or bool(stopping)
+            if token != NO_TOKEN:
+                row["token"] = token
+                self.done[i] = bool(row["flags"] & RowFlag.STOP) and token in stops
             row["position"] += 1
             row["kv_row"] += job["head_bytes"]
         self.tokens_done += 1

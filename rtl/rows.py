@@ -1,0 +1,91 @@
+"""The row table: what each row of a step is."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, unsigned
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+from tokenfabric.rtl.layouts import index_shape, row_record
+from tokenfabric.rtl.memory import Ram, write_port
+
+from tokenfabric import isa
+from tokenfabric.config import FabricConfig
+
+__all__ = ["RowTable", "WantTable", "want_entry"]
+
+
+class RowTable(wiring.Component):
+    """``max_rows`` rows of ``isa.ROW``, written in pairs of 32-bit words, read combinationally.
+
+    Members: ``w`` (In; addr = row * 4 + pair, 64 bits), ``index_0 ..`` (In) and ``row_0 ..`` (Out),
+    one pair per reader.
+    """
+
+    def __init__(self, cfg: FabricConfig, readers: int):
+        self.cfg, self.readers = cfg, readers
+        self.pairs = isa.ROW_WORDS // 2
+        bits = (cfg.max_rows * self.pairs - 1).bit_length()
+        ports = {"w": In(write_port(bits, 64))}
+        for i in range(readers):
+            ports[f"index_{i}"] = In(index_shape(cfg))
+            ports[f"row_{i}"] = Out(row_record(cfg))
+        super().__init__(ports)
+
+    def elaborate(self, platform):
+        m = Module()
+        low = (self.pairs - 1).bit_length()
+        for reader in range(self.readers):
+            words = []
+            for pair in range(self.pairs):
+                ram = Ram(self.cfg.max_rows, 64, comb=True)
+                m.submodules[f"ram_{reader}_{pair}"] = ram
+                m.d.comb += [
+                    ram.w.en.eq(self.w.en & (self.w.addr[:low] == pair)),
+                    ram.w.addr.eq(self.w.addr[low:]),
+                    ram.w.data.eq(self.w.data),
+                    ram.r.addr.eq(getattr(self, f"index_{reader}")),
+                ]
+                words += [ram.r.data[:32], ram.r.data[32:]]
+            row = getattr(self, f"row_{reader}")
+            for (name, _), word in zip(isa.ROW, words):
+                if name != "reserved":
+                    m.d.comb += row[name].eq(word)
+        return m
+
+
+def want_entry(cfg: FabricConfig) -> data.StructLayout:
+    """The n-th row that wants logits: its number, and where its logits go if they are dumped."""
+    return data.StructLayout({"row": index_shape(cfg), "dump": unsigned(1), "addr": unsigned(32)})
+
+
+class WantTable(wiring.Component):
+    """The rows that want logits, in order. Members: ``en``, ``addr``, ``entry`` (In); two readers
+    ``index_0``, ``index_1`` (In), ``entry_0``, ``entry_1`` (Out, combinational)."""
+
+    def __init__(self, cfg: FabricConfig):
+        self.cfg = cfg
+        super().__init__(
+            {
+                "en": In(1),
+                "addr": In(index_shape(cfg)),
+                "entry": In(want_entry(cfg)),
+                "index_0": In(index_shape(cfg)),
+                "entry_0": Out(want_entry(cfg)),
+                "index_1": In(index_shape(cfg)),
+                "entry_1": Out(want_entry(cfg)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        for i in range(2):
+            ram = Ram(self.cfg.max_rows, want_entry(self.cfg).size, comb=True)
+            m.submodules[f"ram_{i}"] = ram
+            m.d.comb += [
+                ram.w.en.eq(self.en),
+                ram.w.addr.eq(self.addr),
+                ram.w.data.eq(self.entry),
+                ram.r.addr.eq(getattr(self, f"index_{i}")),
+                getattr(self, f"entry_{i}").as_value().eq(ram.r.data),
+            ]
+        return m
