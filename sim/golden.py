@@ -6,11 +6,11 @@ Obvious rather than fast. Hardware that differs from it is wrong.
 from __future__ import annotations
 
 import numpy as np
+from tokenfabric.host.device import DeviceError
 
 from tokenfabric import isa, ops
 from tokenfabric.config import FabricConfig
 from tokenfabric.fixed import ceil_div, saturate
-from tokenfabric.host.device import DeviceError
 from tokenfabric.isa import Dest, Instruction, Op, RowFlag
 from tokenfabric.registers import SATURATION_COUNTERS, Error, State
 
@@ -213,7 +213,9 @@ class GoldenDevice:
         k_blocks = ceil_div(i.k * cfg.cols, cfg.rows)
         w, mult = self._weights(i.n, k_blocks)
         x = self._load_rows(self.in_, i, i.k)
-        wide = ops.requantize(ops.matmul(x, w[:, : x.shape[1]]), mult, i.shift)
+        odd = np.arange(len(w)) // cfg.cols & 1
+        shift = np.where(odd, i.shift2, i.shift)
+        wide = ops.requantize(ops.matmul(x, w[:, : x.shape[1]]), mult, shift)
         bits = {Dest.OUT: 16, Dest.OUT8: 8, Dest.RES: 32, Dest.LOGITS: 32}[Dest(i.mode)]
         self._count(i.sat, wide, bits)
         y = saturate(wide, bits)

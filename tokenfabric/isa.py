@@ -102,7 +102,8 @@ FIELD_DOC = {
     "want": "1: only rows that want logits; skipped in a step that has none",
     "mode": "MATMUL: destination",
     "shift": "right shift after the (last) multiplication",
-    "shift2": "NORM: right shift of the residual stream; SWIGLU, ATTEND: left shift (align)",
+    "shift2": "NORM: right shift of the residual stream; MATMUL: right shift of odd column-blocks; "
+    "SWIGLU, ATTEND: left shift (align)",
     "src": "first chunk of row 0 of the operand",
     "src_stride": "chunks from row to row of the operand",
     "dst": "first chunk of row 0 of the result",
@@ -132,8 +133,8 @@ OPERATIONS: dict[Op, tuple[str, str]] = {
         "in[row] = rmsnorm(res[row], shift2, imm, param, shift).",
     ),
     Op.MATMUL: (
-        "src src_stride dst dst_stride k n mode shift sat want",
-        "dest[row] = requantize(in[row] @ weights, multipliers, shift), weights from the stream.",
+        "src src_stride dst dst_stride k n mode shift shift2 sat want",
+        "dest[row] = requantize(in[row] @ weights, multipliers, shift or, odd column-blocks, shift2).",
     ),
     Op.ROPE: (
         "src src_stride dst dst_stride heads head_chunks sat",

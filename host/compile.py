@@ -1,0 +1,468 @@
+"""From a quantized model to an image: memory layout, weight stream, program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tokenfabric.host.image import PAGE, Image, MemoryMap
+from tokenfabric.quant.qmodel import Linear, QLayer, QModel
+
+from tokenfabric import isa, ops
+from tokenfabric.config import BURST_BEATS, FabricConfig
+from tokenfabric.errors import UserError
+from tokenfabric.fixed import ceil_div, round_up
+from tokenfabric.isa import Dest, Instruction, Op, Unit
+from tokenfabric.shape import ModelShape
+from tokenfabric.tensors import TensorClass
+
+__all__ = ["compile_model", "pack_linear"]
+
+CONTEXT_STEP = 64  # positions: whole bursts of K scales
+RING_ENTRIES_PER_POSITION = 1
+
+
+def pack_linear(cfg: FabricConfig, weight: np.ndarray, mult: np.ndarray) -> np.ndarray:
+    """A matrix as words of the weight stream: uint8 [words, word_bytes].
+
+    weight int8 [n, k], n a multiple of cols; mult uint16 [n]. Layout: docs/microarchitecture.md.
+    """
+    n, k = weight.shape
+    k_blocks = ceil_div(k, cfg.rows)
+    tiles = np.zeros((n, k_blocks * cfg.rows), np.int8)
+    tiles[:, :k] = weight
+    tiles = tiles.reshape(n // cfg.cols, cfg.cols, k_blocks, cfg.rows).transpose(0, 2, 1, 3)
+    tiles = tiles.reshape(n // cfg.cols, -1, cfg.word_bytes).view(np.uint8)
+    per_group = cfg.scale_channels // cfg.cols
+    mults = np.zeros(round_up(n, cfg.scale_channels), "<u2")
+    mults[:n] = mult
+    mults = mults.view(np.uint8).reshape(-1, 1, cfg.word_bytes)
+    full = len(tiles) // per_group
+    words = tiles[: full * per_group].reshape(full, -1, cfg.word_bytes)
+    words = np.concatenate([mults[:full], words], axis=1).reshape(-1, cfg.word_bytes)
+    rest = tiles[full * per_group :].reshape(-1, cfg.word_bytes)
+    return np.concatenate([words, *mults[full:], rest])
+
+
+def to_superblocks(cfg: FabricConfig, words: np.ndarray) -> np.ndarray:
+    """Words of the stream, padded to whole superblocks, in the byte order of memory."""
+    padded = np.zeros((round_up(len(words), BURST_BEATS), cfg.word_bytes), np.uint8)
+    padded[: len(words)] = words
+    beats = padded.reshape(-1, BURST_BEATS, cfg.ports, cfg.port_bytes)
+    return np.ascontiguousarray(beats.transpose(0, 2, 1, 3)).reshape(-1)
+
+
+def _pad_rows(linear: Linear, rows: np.ndarray) -> Linear:
+    """The output channels ``rows`` of a matrix; -1 stands for a channel of zeros."""
+    weight = np.where(rows[:, None] >= 0, linear.weight[rows], 0).astype(np.int8)
+    mult = np.where(rows >= 0, linear.mult[rows], 0).astype(np.uint16)
+    return Linear(weight, mult, linear.shift)
+
+
+def _chunked(count: int, size: int, cols: int) -> np.ndarray:
+    """Channel numbers of ``count`` heads of ``size``, each padded to whole chunks with -1."""
+    padded = np.full((count, round_up(size, cols)), -1)
+    padded[:, :size] = np.arange(count * size).reshape(count, size)
+    return padded.ravel()
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Chunks, and where tensors stand in the activation memories."""
+
+    dim: int
+    head: int  # chunks of a head
+    pitch: int  # of a head of q in IN: whole row-blocks
+    hidden: int
+    pieces: int  # of the hidden layer, so that SWIGLU of one hides behind MATMUL of the next
+    rows: int
+    x_stride: int  # IN: norm outputs, attention output
+    h: int  # IN: first chunk of q and of the hidden layer
+    h_stride: int
+    out_stride: int
+
+
+def _sizes(cfg: FabricConfig, s: ModelShape) -> _Sizes:
+    dim, hidden = ceil_div(s.dim, cfg.cols), ceil_div(s.hidden, cfg.cols)
+    head = ceil_div(s.head_dim, cfg.cols)
+    pitch = round_up(head, cfg.k_chunks)
+    if head * cfg.cols > cfg.max_head_dim:
+        raise UserError(
+            f"head_dim {s.head_dim} does not fit {cfg.name}: at most {cfg.max_head_dim}; "
+            "choose another preset"
+        )
+    x_stride = round_up(max(dim, s.heads * head), cfg.k_chunks)
+    h_stride = max(s.heads * pitch, round_up(hidden, cfg.k_chunks))
+    qkv = (2 * s.kv_heads + s.heads) * head
+    fill = BURST_BEATS * cfg.scale_channels // cfg.cols  # chunks in a superblock
+    limits = {
+        "input activations": cfg.in_chunks // (x_stride + h_stride),
+        "output activations": cfg.out_chunks // qkv,
+        "residual stream": cfg.res_chunks // dim,
+        "parameters": cfg.param_chunks // (2 * dim + s.kv_heads * head + fill),
+        "accumulators": cfg.acc_words // head,
+        "longest sum": cfg.max_k // max(s.hidden, s.dim, s.heads * head * cfg.cols),
+    }
+    tightest = min(limits, key=lambda name: limits[name])
+    if limits[tightest] < 1:
+        raise UserError(
+            f"a model of dim {s.dim}, hidden {s.hidden}, {s.heads} heads of {s.head_dim} does not "
+            f"fit {cfg.name}: its {tightest} memory holds less than one row; choose a larger preset"
+        )
+    rows = min(cfg.max_rows, *(limits[n] for n in limits if n not in ("parameters", "longest sum")))
+    out_stride = cfg.out_chunks // rows & ~1
+    pieces = 1 if hidden <= 24 and 2 * hidden <= out_stride else 2
+    while pieces > 1 and 4 * ceil_div(hidden, pieces) > out_stride:
+        pieces += 1
+    return _Sizes(
+        dim, head, pitch, hidden, pieces, rows, x_stride, rows * x_stride, h_stride, out_stride
+    )
+
+
+class _Program:
+    """Collects instructions and, in the same order, the words of the weight stream."""
+
+    def __init__(self, cfg: FabricConfig):
+        self.cfg = cfg
+        self.code: list[Instruction] = []
+        self.words: list[np.ndarray] = []
+
+    def add(self, op: Op, wait: Unit | int = 0, **fields_: int) -> None:
+        self.code.append(Instruction(op=op, wait=int(wait), **fields_))
+
+    def load(self, params: list[np.ndarray], wait: Unit, fill: bool = False) -> None:
+        """LOAD of int16 vectors, each from a chunk of its own, to PARAM from 0 on.
+
+        ``fill``: and of zeros up to the end of a superblock.
+        """
+        cols = self.cfg.cols
+        chunks = np.concatenate(
+            [np.resize(_padded(p, cols), round_up(p.size, cols)) for p in params]
+        )
+        lanes = self.cfg.word_bytes // 2
+        words = _padded(chunks, lanes).astype("<i2").view(np.uint8)
+        words = words.reshape(-1, self.cfg.word_bytes)
+        if fill:
+            total = sum(len(w) for w in self.words) + len(words)
+            words = np.pad(words, ((0, -total % BURST_BEATS), (0, 0)))
+        self.words.append(words)
+        self.add(Op.LOAD, wait, n=len(self.words[-1]))
+
+    def matmul(self, linear: Linear, wait: Unit | int = 0, odd_shift=None, **fields_: int) -> None:
+        self.words.append(pack_linear(self.cfg, linear.weight, linear.mult))
+        self.add(
+            Op.MATMUL,
+            wait,
+            k=ceil_div(linear.weight.shape[1], self.cfg.cols),
+            n=linear.weight.shape[0] // self.cfg.cols,
+            shift=linear.shift,
+            shift2=linear.shift if odd_shift is None else odd_shift,
+            **fields_,
+        )
+
+
+def _padded(values: np.ndarray, multiple: int) -> np.ndarray:
+    out = np.zeros(round_up(values.size, multiple), np.int64)
+    out[: values.size] = values.ravel()
+    return out
+
+
+def _layer(
+    p: _Program, cfg: FabricConfig, s: ModelShape, z: _Sizes, layer: QLayer, kv: int, scales: int
+) -> None:
+    head_rows = {n: _chunked(n, s.head_dim, cfg.cols) for n in {s.heads, s.kv_heads}}
+    mean = np.zeros((s.kv_heads, z.head * cfg.cols), np.int64)
+    mean[:, : s.head_dim] = layer.k_mean
+    p.load([layer.attn_norm.gain, mean, layer.ffn_norm.gain], Unit.VECTOR)
+    mean_at = z.dim
+    ffn_gain = mean_at + s.kv_heads * z.head
+    x = {"src": 0, "src_stride": z.x_stride}
+    out = {"dst_stride": z.out_stride}
+
+    def norm(n, gain_at: int, wait: Unit) -> None:
+        p.add(
+            Op.NORM,
+            wait,
+            src_stride=z.dim,
+            dst_stride=z.x_stride,
+            k=z.dim,
+            param=gain_at,
+            shift=n.out_shift,
+            shift2=n.in_shift,
+            imm=n.eps,
+            sat=TensorClass.NORM,
+        )
+
+    def to_res(linear: Linear, wait: Unit, kind: TensorClass, src: int, stride: int) -> None:
+        rows = _chunked(1, s.dim, cfg.cols)
+        p.matmul(
+            _pad_rows(linear, rows),
+            wait,
+            src=src,
+            src_stride=stride,
+            dst_stride=z.dim,
+            mode=Dest.RES,
+            sat=kind,
+        )
+
+    norm(layer.attn_norm, 0, Unit.ARRAY | Unit.EMBED)
+    k = _pad_rows(layer.wk, head_rows[s.kv_heads])
+    v = _pad_rows(layer.wv, head_rows[s.kv_heads])
+    q = _pad_rows(layer.wq, head_rows[s.heads])
+    kv_chunks = s.kv_heads * z.head
+    p.matmul(k, Unit.VECTOR, **x, **out, dst=0, mode=Dest.OUT, sat=TensorClass.K)
+    p.matmul(v, **x, **out, dst=kv_chunks, mode=Dest.OUT8, sat=TensorClass.V)
+    heads = {"head_chunks": z.head, "imm": kv, "imm2": scales}
+    p.add(
+        Op.APPEND,
+        Unit.ARRAY,
+        src=0,
+        src_stride=z.out_stride,
+        heads=s.kv_heads,
+        param=mean_at,
+        sat=TensorClass.ROPE_K,
+        **heads,
+    )
+    p.matmul(q, **x, **out, dst=2 * kv_chunks, mode=Dest.OUT, sat=TensorClass.Q)
+    p.add(
+        Op.ROPE,
+        Unit.ARRAY,
+        src=2 * kv_chunks,
+        src_stride=z.out_stride,
+        dst=z.h,
+        dst_stride=z.h_stride,
+        heads=s.heads,
+        head_chunks=z.head,
+        sat=TensorClass.ROPE_Q,
+    )
+    p.add(
+        Op.ATTEND,
+        Unit.VECTOR | Unit.WRITER | Unit.ARRAY,
+        src=z.h,
+        src_stride=z.h_stride,
+        dst=0,
+        dst_stride=z.x_stride,
+        heads=s.kv_heads,
+        group=s.heads // s.kv_heads,
+        shift=layer.score_shift,
+        shift2=layer.score_align,
+        sat=TensorClass.SCORES,
+        **heads,
+    )
+    wo = np.zeros((s.dim, s.heads, z.head * cfg.cols), np.int8)
+    wo[:, :, : s.head_dim] = layer.wo.weight.reshape(s.dim, s.heads, s.head_dim)
+    wo_linear = Linear(wo.reshape(s.dim, -1), layer.wo.mult, layer.wo.shift)
+    to_res(wo_linear, Unit.ATTENTION, TensorClass.WO, 0, z.x_stride)
+    norm(layer.ffn_norm, ffn_gain, Unit.ARRAY)
+    _feed_forward(p, cfg, s, z, layer)
+    to_res(layer.w2, Unit.VECTOR, TensorClass.W2, z.h, z.h_stride)
+
+
+def _feed_forward(p: _Program, cfg: FabricConfig, s: ModelShape, z: _Sizes, layer: QLayer) -> None:
+    """gate and up, chunk by chunk in turn, and SWIGLU, in pieces that take turns in OUT."""
+    rows = _chunked(1, s.hidden, cfg.cols).reshape(-1, cfg.cols)
+    piece = ceil_div(z.hidden, z.pieces)
+    for number, first in enumerate(range(0, z.hidden, piece)):
+        these = rows[first : first + piece].ravel()
+        gate, up = _pad_rows(layer.w1, these), _pad_rows(layer.w3, these)
+        count = len(these) // cfg.cols
+        both = Linear(
+            np.stack([a.weight.reshape(count, cfg.cols, -1) for a in (gate, up)], 1).reshape(
+                2 * len(these), -1
+            ),
+            np.stack([a.mult.reshape(count, cfg.cols) for a in (gate, up)], 1).ravel(),
+            gate.shift,
+        )
+        at = 2 * piece * (number % 2)
+        p.matmul(
+            both,
+            Unit.VECTOR if number == 0 else 0,
+            odd_shift=up.shift,
+            src=0,
+            src_stride=z.x_stride,
+            dst=at,
+            dst_stride=z.out_stride,
+            mode=Dest.OUT,
+            sat=TensorClass.GATE_UP,
+        )
+        p.add(
+            Op.SWIGLU,
+            Unit.ARRAY,
+            src=at,
+            src_stride=z.out_stride,
+            dst=z.h + first,
+            dst_stride=z.h_stride,
+            n=count,
+            shift=layer.glu_shift,
+            shift2=layer.glu_align,
+            sat=TensorClass.SWIGLU,
+        )
+
+
+def compile_model(
+    model: QModel,
+    cfg: FabricConfig,
+    *,
+    name: str = "model",
+    context: int | None = None,
+    slots: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Image:
+    """Compile ``model`` for the accelerator ``cfg``.
+
+    context: positions of a slot, the model's (or what the accelerator has room for) by default.
+    slots: sequences that can be in memory at a time. UserError where the model does not fit.
+    """
+    s = model.shape
+    context = min(s.context, cfg.max_context) if context is None else context
+    if not 0 < context <= min(s.context, cfg.max_context):
+        raise UserError(
+            f"context {context} does not fit: the model has {s.context} positions, {cfg.name} "
+            f"has room for {cfg.max_context}; choose from 1 to {min(s.context, cfg.max_context)}"
+        )
+    z = _sizes(cfg, s)
+    head_bytes = z.head * cfg.cols
+    room = round_up(context, CONTEXT_STEP)
+    kv_head = room * head_bytes
+    kv_slot = s.kv_heads * kv_head
+    v_offset = slots * kv_slot
+    kv_layer = 2 * v_offset
+    scale_head = 2 * room
+    scale_slot = s.kv_heads * scale_head
+    scale_layer = slots * scale_slot
+    # K, V and scales stand after the constant part, whose length is known once it is packed:
+    # the program is built with addresses from 0 and moved there at the end.
+    p = _Program(cfg)
+    p.add(
+        Op.EMBED,
+        Unit.ARRAY,
+        dst_stride=z.dim,
+        k=z.dim,
+        shift=model.embedding.shift,
+        sat=TensorClass.RES,
+    )
+    for number, layer in enumerate(model.layers):
+        scales = s.layers * kv_layer + number * scale_layer
+        _layer(p, cfg, s, z, layer, number * kv_layer, scales)
+        if progress is not None:
+            progress(number + 1, s.layers)
+    # The last LOAD takes the zeros that fill the body's last superblock, too.
+    p.load([model.final_norm.gain], Unit.VECTOR, fill=True)
+    p.add(
+        Op.NORM,
+        Unit.ARRAY,
+        src_stride=z.dim,
+        dst_stride=z.x_stride,
+        k=z.dim,
+        shift=model.final_norm.out_shift,
+        shift2=model.final_norm.in_shift,
+        imm=model.final_norm.eps,
+        sat=TensorClass.NORM,
+        want=1,
+    )
+    body = to_superblocks(cfg, np.concatenate(p.words))
+    p.words.clear()
+    vocab_rows = _chunked(1, s.vocab, cfg.cols)
+    classifier = _pad_rows(model.classifier, vocab_rows)
+    p.matmul(
+        classifier,
+        Unit.VECTOR,
+        src_stride=z.x_stride,
+        mode=Dest.LOGITS,
+        sat=TensorClass.LOGITS,
+        want=1,
+    )
+    head = to_superblocks(cfg, p.words.pop())
+    p.add(Op.END)
+    if len(p.code) > cfg.program_words:
+        raise UserError(
+            f"the program of {s.layers} layers has {len(p.code)} instructions, {cfg.name} has room "
+            f"for {cfg.program_words}; choose a larger preset"
+        )
+    parts: list[tuple[int, np.ndarray]] = []
+    end = PAGE
+
+    def place(data: np.ndarray) -> int:
+        nonlocal end
+        at, end = end, round_up(end + data.size, PAGE)
+        parts.append((at, data))
+        return at
+
+    program = place(np.zeros(len(p.code) * isa.INSTRUCTION_BYTES, np.uint8))
+    stream = place(np.concatenate([body, head]))
+    embedding = stream + body.size
+    if not s.tied:
+        padded = _pad_rows(model.embedding, vocab_rows)
+        embedding = place(to_superblocks(cfg, pack_linear(cfg, padded.weight, padded.mult)))
+    table = np.zeros((room, head_bytes), "<i2")
+    table[:, : s.head_dim] = ops.rope_table(np.arange(room), s.head_dim, s.rope_theta)
+    rope = place(table.view(np.uint8).ravel())
+    kv = end
+    code = b"".join(
+        isa.encode(
+            i
+            if i.op not in (Op.APPEND, Op.ATTEND)
+            else Instruction(**{**vars(i), "imm": kv + i.imm, "imm2": kv + i.imm2})
+        )
+        for i in p.code
+    )
+    parts[0][1][:] = np.frombuffer(code, np.uint8)
+    payload = np.zeros(kv - PAGE, np.uint8)
+    for at, data in parts:
+        payload[at - PAGE : at - PAGE + data.size] = data
+    ring = round_up(kv + s.layers * (kv_layer + scale_layer), PAGE)
+    logits = ring + round_up(8 * room * cfg.max_rows, PAGE)
+    group_blocks = cfg.scale_channels // cfg.cols
+    k_blocks = ceil_div(z.dim, cfg.k_chunks)
+    per_position = s.layers * s.kv_heads * (2 * s.head_dim + 2)
+    return Image(
+        preset=cfg.name,
+        fingerprint=cfg.fingerprint,
+        name=name,
+        rows=z.rows,
+        context=context,
+        slots=slots,
+        vocab=s.vocab,
+        head_bytes=head_bytes,
+        logits_frac=model.logits_frac,
+        weight_bytes=_weight_bytes(model),
+        kv_bytes_per_position=per_position,
+        layer_macs=s.layers
+        * (s.dim * s.head_dim * 2 * (s.heads + s.kv_heads) + 3 * s.dim * s.hidden),
+        attention_macs_per_position=s.layers * s.heads * s.head_dim * 2,
+        map=MemoryMap(
+            program=program,
+            program_words=len(p.code),
+            stream=stream,
+            stream_body=body.size // cfg.superblock_bytes,
+            stream_full=(body.size + head.size) // cfg.superblock_bytes,
+            embedding=embedding,
+            embedding_group=(1 + group_blocks * k_blocks * cfg.tile_cycles) * cfg.word_bytes,
+            rope=rope,
+            kv=kv,
+            v_offset=v_offset,
+            kv_slot=kv_slot,
+            kv_head=kv_head,
+            scale_slot=scale_slot,
+            scale_head=scale_head,
+            ring=ring,
+            logits=logits,
+            logits_stride=4 * len(vocab_rows),
+            end=logits,
+        ),
+        tokenizer=model.tokenizer,
+        payload=payload,
+    )
+
+
+def _weight_bytes(model: QModel) -> int:
+    """Bytes of the model file's weights that one decode step reads: matrices, multipliers, norms."""
+    total = model.classifier.weight.size + 2 * model.classifier.mult.size
+    total += 2 * model.final_norm.gain.size
+    for layer in model.layers:
+        for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3"):
+            linear: Linear = getattr(layer, name)
+            total += linear.weight.size + 2 * linear.mult.size
+        total += 2 * (layer.attn_norm.gain.size + layer.ffn_norm.gain.size + layer.k_mean.size)
+    return total

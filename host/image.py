@@ -1,0 +1,159 @@
+"""The compiled image: what is put into a device's memory, and what the token loop must know."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenfabric import isa
+from tokenfabric.container import read_container, write_container
+from tokenfabric.errors import UserError
+from tokenfabric.fixed import round_up
+
+__all__ = ["MAGIC", "Image", "MemoryMap"]
+
+MAGIC = b"TFimage\x01"
+PAGE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryMap:
+    """Device addresses (bytes) and pitches, as in ``isa.DESCRIPTOR``; ``end``: bytes of all but logits.
+
+    Everything up to ``kv`` is constant and stands in the image; the rest is written by the device.
+    """
+
+    program: int
+    program_words: int
+    stream: int
+    stream_body: int
+    stream_full: int
+    embedding: int
+    embedding_group: int
+    rope: int
+    kv: int
+    v_offset: int
+    kv_slot: int
+    kv_head: int
+    scale_slot: int
+    scale_head: int
+    ring: int
+    logits: int
+    logits_stride: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """A model compiled for one accelerator.
+
+    preset, fingerprint: of the accelerator. rows: rows of a step that the program has room for.
+    context: positions of a slot. slots: sequences at a time. head_bytes: of a head in the KV cache.
+    logits_frac: fraction bits of the logits. weight_bytes, kv_bytes_per_position: useful bytes, for
+    ``bandwidth_fraction``. macs: multiply-accumulates of the layers per row, without scores.
+    tokenizer: its bytes. payload: uint8, device memory from address PAGE up to map.kv.
+    """
+
+    preset: str
+    fingerprint: str
+    name: str
+    rows: int
+    context: int
+    slots: int
+    vocab: int
+    head_bytes: int
+    logits_frac: int
+    weight_bytes: int
+    kv_bytes_per_position: int
+    layer_macs: int
+    attention_macs_per_position: int
+    map: MemoryMap
+    tokenizer: bytes = field(repr=False)
+    payload: np.ndarray = field(repr=False)
+
+    def memory_bytes(self, dumped_logits: int = 0) -> int:
+        """Bytes of the window that a device must offer: with room for so many rows of logits."""
+        return round_up(self.map.end + dumped_logits * self.map.logits_stride, PAGE)
+
+    def write(self, path: str | Path) -> None:
+        """Write the image file, whole or not at all."""
+        header = asdict(self)
+        header["tokenizer"], header["payload"] = len(self.tokenizer), int(self.payload.size)
+        write_container(path, MAGIC, header, [self.tokenizer, self.payload.tobytes()])
+
+    @classmethod
+    def read(cls, path: str | Path) -> Image:
+        """Read an image file; UserError for anything that is not a sound one."""
+        header, data = read_container(path, MAGIC, "an image file", "tokenfabric compile")
+        names = {f.name for f in fields(cls)}
+        bad = set(header) ^ names
+        if bad:
+            raise UserError(f"{path}: header field {sorted(bad)[0]!r} is missing or unknown")
+        try:
+            header["map"] = MemoryMap(**_integers(header["map"]))
+            split, size = int(header["tokenizer"]), int(header["payload"])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: the header is not one of an image ({error})") from None
+        if split < 0 or split + size != len(data) or size != header["map"].kv - PAGE:
+            raise UserError(
+                f"{path}: the header promises {split} + {size} bytes, the file holds {len(data)}; "
+                "run 'tokenfabric compile' again"
+            )
+        header["tokenizer"] = bytes(data[:split])
+        header["payload"] = np.frombuffer(data[split:], np.uint8)
+        return cls(**header)
+
+    def descriptor(self, rows: list[dict[str, int]], *, steps: int = 1, stops=()) -> np.ndarray:
+        """The job descriptor and row table, uint32, to be written to device address 0.
+
+        ``rows``: {token, position, slot, flags} of each row, rows of a slot together.
+        """
+        if not 0 < len(rows) <= self.rows:
+            raise ValueError(f"{len(rows)} rows, a step of this image takes 1 to {self.rows}")
+        m = self.map
+        values = {
+            "magic": isa.DESCRIPTOR_MAGIC,
+            "program": m.program,
+            "program_words": m.program_words,
+            "stream": m.stream,
+            "stream_body": m.stream_body,
+            "stream_full": m.stream_full,
+            "embedding": m.embedding,
+            "embedding_group": m.embedding_group,
+            "rope": m.rope,
+            "head_bytes": self.head_bytes,
+            "v_offset": m.v_offset,
+            "kv_head": m.kv_head,
+            "scale_head": m.scale_head,
+            "logits": m.logits,
+            "logits_stride": m.logits_stride,
+            "ring": m.ring,
+            "rows": len(rows),
+            "steps": steps,
+            "vocab": self.vocab,
+            "context": self.context,
+        }
+        stops = [*stops, *[0xFFFFFFFF] * 4][:4]
+        values.update({f"stop{i}": stop for i, stop in enumerate(stops)})
+        words = np.zeros(isa.DESCRIPTOR_WORDS + isa.ROW_WORDS * len(rows), np.uint32)
+        for at, (name, _) in enumerate(isa.DESCRIPTOR):
+            words[at] = values[name]
+        for number, row in enumerate(rows):
+            kv_slot = row["slot"] * m.kv_slot
+            entry = {
+                **row,
+                "kv_slot": kv_slot,
+                "scale_slot": row["slot"] * m.scale_slot,
+                "kv_row": kv_slot + row["position"] * self.head_bytes,
+                "reserved": 0,
+            }
+            at = isa.DESCRIPTOR_WORDS + isa.ROW_WORDS * number
+            words[at : at + isa.ROW_WORDS] = [entry[name] for name, _ in isa.ROW]
+        return words
+
+
+def _integers(values: Any) -> dict[str, int]:
+    return {str(k): int(v) for k, v in dict(values).items()}
