@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenfabric.sim.toolchain import cached, compiler, digest, run_all, verilator
 
-# Ports only: a test that pokes inside would tie itself to names, and each public signal costs speed.
+# Ports only: names inside are no contract, and each public signal costs speed.
 VERILATE = ("--cc", "--exe", "--vpi", "--public-depth", "1", "--no-timing", "-Wno-fatal",
             "-Wno-lint", "--timescale", "1ns/1ps", "--prefix", "Vtop", "-Mdir", ".")  # fmt: skip
 # The wheel's makefile lacks the option for precompiled headers; -Os, its default, is slow.
