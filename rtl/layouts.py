@@ -7,13 +7,14 @@ from amaranth.lib import data, enum
 
 from tokenfabric import isa
 from tokenfabric.config import FabricConfig
-from tokenfabric.ops import ACT_BITS, MULT_BITS, RES_BITS
+from tokenfabric.ops import ACT_BITS, MULT_BITS, RES_BITS, WEIGHT_BITS
 
 __all__ = [
     "ADDRESS_BITS",
     "BeatTag",
     "MatmulDest",
     "MatmulKind",
+    "embed_chunk",
     "fetch_beat",
     "fetch_command",
     "instruction_layout",
@@ -42,7 +43,7 @@ class MatmulKind(enum.Enum, shape=unsigned(2)):
 
 
 class MatmulDest(enum.Enum, shape=unsigned(3)):
-    """The first four equal ``isa.Dest``; the others are AttentionControl's."""
+    """The first four equal ``isa.Dest``, then AttentionControl's; EMBED: to RES without adding."""
 
     OUT = 0
     OUT8 = 1
@@ -50,6 +51,7 @@ class MatmulDest(enum.Enum, shape=unsigned(3)):
     LOGITS = 3
     SCORES = 4
     ATT = 5
+    EMBED = 6
 
 
 class BeatTag(enum.Enum, shape=unsigned(3)):
@@ -116,6 +118,19 @@ def matmul_result(cfg: FabricConfig) -> data.StructLayout:
             "dest": MatmulDest,
             "sat": unsigned(4),
             "last": unsigned(1),
+        }
+    )
+
+
+def embed_chunk(cfg: FabricConfig) -> data.StructLayout:
+    """A chunk of an embedding row on its way through Requantize into the residual stream."""
+    return data.StructLayout(
+        {
+            "lanes": data.ArrayLayout(signed(WEIGHT_BITS), cfg.cols),
+            "mult": unsigned(MULT_BITS),
+            "shift": unsigned(6),
+            "dst": unsigned(CHUNK_BITS),
+            "sat": unsigned(4),
         }
     )
 
