@@ -24,7 +24,7 @@ constexpr int kMaxPorts = 8;
 constexpr int kMaxBeats = 16;
 constexpr int kMaxBurstBytes = kMaxBeats * 16;
 constexpr int kRing = 16;      // bursts in flight per port and direction
-constexpr int kMaxWindow = 64;  // bursts the controller looks at, per direction
+constexpr int kMaxWindow = 64;  // column accesses the controller looks at, per direction
 constexpr int kMaxBanks = 64;
 
 enum Response : uint8_t { kOkay = 0, kSlaveError = 2, kDecodeError = 3 };
@@ -34,8 +34,8 @@ struct DramParameters {
   int64_t burst_bytes;     // one column access
   int64_t banks;           // power of two
   int64_t row_bytes;       // open row of one bank, power of two
-  Time burst;              // column access on the data bus
-  Time write_extra;        // lost per column access of a write
+  Time read_access;        // column access on the data bus
+  Time write_access;
   Time activate;           // tRCD
   Time precharge;          // tRP
   Time row_active;         // tRAS
@@ -48,9 +48,9 @@ struct DramParameters {
   Time refresh;            // tRFC
   int64_t request_cycles;  // from the port to the controller
   int64_t return_cycles;   // and back
-  int64_t read_window;     // bursts the controller chooses from
+  int64_t read_window;     // column accesses the controller chooses from
   int64_t write_window;
-  int64_t turn_bursts;     // column accesses in one direction before the other gets its turn
+  int64_t turn_accesses;   // in one direction before the other gets its turn
   int64_t max_reads;       // per port: accepted and not yet returned
   int64_t max_writes;
   int64_t read_fifo_beats;  // per port: room that data needs before it is fetched
@@ -218,7 +218,7 @@ class Dram {
     uint8_t slot;
     bool write;
     bool claimed;  // counted in its bank's users; else it waits for another row's users
-    int accesses;
+    int64_t accesses;
     Time extra;
   };
 
@@ -306,23 +306,43 @@ class Dram {
     entry.slot = static_cast<uint8_t>(slot);
     entry.write = write;
     entry.accesses =
-        static_cast<int>(last / p_.burst_bytes - static_cast<int64_t>(address) / p_.burst_bytes + 1);
+        last / p_.burst_bytes - static_cast<int64_t>(address) / p_.burst_bytes + 1;
     // A burst over the end of a row is rare: it pays for the second row in full.
     entry.extra = last / p_.row_bytes != page ? p_.precharge + p_.activate : 0;
-    ++count_[write];
+    count_[write] += entry.accesses;
 
+    entry.claimed = false;
+    if (write == direction_ && !waited_for(entry.bank)) claim(entry, entry.enter);
+  }
+
+  // Opens the row unless the bank's open row still has users; true if the row is the open one now.
+  void claim(Entry& entry, Time now) {
     Bank& bank = banks_[entry.bank];
-    entry.claimed = bank.users == 0 || (bank.row == entry.row && !waited_for(entry.bank));
-    if (!entry.claimed) return;
+    if (bank.users == 0) open(bank, entry.row, now);
+    if (bank.row != entry.row) return;
+    entry.claimed = true;
     ++bank.users;
-    open(bank, entry.row, entry.enter);
   }
 
   // Somebody older waits for another row of this bank: hits must not keep it waiting.
   bool waited_for(int bank) const {
     for (int i = 0; i < entries_ - 1; ++i)
-      if (window_[i].bank == bank && !window_[i].claimed) return true;
+      if (window_[i].bank == bank && window_[i].write == direction_ && !window_[i].claimed)
+        return true;
     return false;
+  }
+
+  // Rows are opened ahead for one direction only: what the other asks for begins when the bus
+  // turns round.
+  void turn_round(Time now) {
+    direction_ = !direction_;
+    run_ = 0;
+    for (Bank& bank : banks_) bank.users = 0;
+    for (int i = 0; i < entries_; ++i) {
+      Entry& entry = window_[i];
+      entry.claimed = false;
+      if (entry.write == direction_) claim(entry, now);
+    }
   }
 
   void open(Bank& bank, int64_t row, Time now) {
@@ -345,58 +365,46 @@ class Dram {
       do_refresh(now);
       if (bus_free_ > now) return false;
     }
-    Time start[2];
-    const int best[2] = {choose(false, &start[0]), choose(true, &start[1])};
-    int way = direction_;
-    const int other = !way;
-    if (best[other] >= 0) {
-      // Turn round when this direction has nothing, or has had its share and the other is ready.
-      const Time from = bus_free_ + (other ? p_.read_to_write : p_.write_to_read);
-      if (best[way] < 0 || (run_ >= p_.turn_bursts && start[other] <= from)) way = other;
+    if (count_[!direction_] > 0 && (count_[direction_] == 0 || run_ >= p_.turn_accesses)) {
+      turn_round(std::max(bus_free_, now - (1 << kFraction)));
+      bus_free_ += direction_ ? p_.read_to_write : p_.write_to_read;
     }
-    if (best[way] < 0) return false;
-    if (start[way] > now) {
-      *next = start[way];
-      return false;
-    }
-    run_ = way == direction_ ? run_ : 0;
-    direction_ = way;
-    commit(best[way], start[way]);
-    return true;
-  }
-
-  // The burst of one direction that can start first; the oldest of several.
-  int choose(bool write, Time* start) const {
-    if (count_[write] == 0) return -1;
-    const Time turn = write == direction_ ? 0 : write ? p_.read_to_write : p_.write_to_read;
+    // The burst that can start first; the oldest of several. There is one: the oldest of a bank
+    // is claimed.
     int best = -1;
+    Time start = 0;
     for (int i = 0; i < entries_; ++i) {
       const Entry& entry = window_[i];
-      if (entry.write != write || !entry.claimed) continue;
-      const Time at = std::max({bus_free_ + turn, entry.enter, banks_[entry.bank].ready});
-      if (best < 0 || at < *start) {
-        best = i;
-        *start = at;
-        if (at == bus_free_ + turn) break;
-      }
+      if (!entry.claimed) continue;
+      const Time at = std::max({bus_free_, entry.enter, banks_[entry.bank].ready});
+      if (best >= 0 && at >= start) continue;
+      best = i;
+      start = at;
+      if (at == bus_free_) break;
     }
-    return best;
+    if (best < 0) return false;
+    if (start > now) {
+      *next = start;
+      return false;
+    }
+    commit(best, start);
+    return true;
   }
 
   void commit(int index, Time start) {
     const Entry entry = window_[index];
     --entries_;
     for (int i = index; i < entries_; ++i) window_[i] = window_[i + 1];
-    --count_[entry.write];
+    count_[entry.write] -= entry.accesses;
     run_ += entry.accesses;
 
-    const Time each = p_.burst + (entry.write ? p_.write_extra : 0);
+    const Time each = entry.write ? p_.write_access : p_.read_access;
     const Time end = start + entry.accesses * each + entry.extra;
     bus_free_ = end;
     Bank& bank = banks_[entry.bank];
     bank.precharge_from =
         std::max(bank.precharge_from, end + (entry.write ? p_.write_recovery : 0));
-    if (--bank.users == 0) hand_over(bank, entry.bank, start);
+    if (--bank.users == 0) hand_over(entry.bank, start);
 
     DramPort& port = ports_[entry.port];
     if (entry.write) {
@@ -409,14 +417,10 @@ class Dram {
   }
 
   // The row's last user is served: open the row of the oldest burst that waits for this bank.
-  void hand_over(Bank& bank, int number, Time now) {
+  void hand_over(int number, Time now) {
     for (int i = 0; i < entries_; ++i) {
       Entry& entry = window_[i];
-      if (entry.bank != number || entry.claimed) continue;
-      if (bank.users == 0) open(bank, entry.row, now);
-      if (bank.row != entry.row) continue;
-      entry.claimed = true;
-      ++bank.users;
+      if (entry.bank == number && entry.write == direction_ && !entry.claimed) claim(entry, now);
     }
   }
 
@@ -454,7 +458,7 @@ class Dram {
 
   Entry window_[2 * kMaxWindow];  // by age
   int entries_ = 0;
-  int count_[2] = {0, 0};  // reads, writes in the window
+  int64_t count_[2] = {0, 0};  // column accesses in the window: of reads, of writes
   Bank banks_[kMaxBanks];
   Time activates_[4] = {};  // the last four, a ring
   int last_activate_ = 0;

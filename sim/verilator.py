@@ -15,10 +15,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from tokenfabric.sim.dram import ZYNQ7000_DDR3_X16, DramParameters, DramSpec
+from tokenfabric.sim.dram import DDR3_1050_X16, DramParameters, DramSpec
 from tokenfabric.sim.toolchain import (
     Progress,
-    cache_directory,
     cached,
     compiler,
     digest,
@@ -80,7 +79,6 @@ def build(
     )  # fmt: skip
 
     def make(directory: Path) -> None:
-        log = cache_directory() / "verilated" / f"{key}.log"
         (directory / "top.v").write_text(verilog)
         (directory / "ports.h").write_text(header)
         for name in SOURCES:
@@ -88,17 +86,17 @@ def build(
         trace = ["--trace-vcd"] if waves else []
         command = [*verilator().command, *VERILATE, *trace, "--top-module", "top", "--prefix",
                    "Vtop", "-Mdir", ".", "top.v"]  # fmt: skip
-        run_all([("Verilator", command)], directory, progress, kept_log=log)
+        run_all([("Verilator", command)], directory, progress)
         flags = [*_compile_flags(waves), "-I."]
         objects, commands = [], []
         for source, level in [*_units(directory), ("harness.cpp", FAST)]:
             objects.append(Path(source).with_suffix(".o").name)
             command = [compiler()[0], *flags, level, "-c", source, "-o", objects[-1]]
             commands.append(("C++ compiler", command))
-        run_all(commands, directory, progress, kept_log=log)
+        run_all(commands, directory, progress)
         runtime = _runtime(waves, progress)
         link = [compiler()[0], "-shared", "-o", "top.so", *objects, *map(str, runtime), "-pthread"]
-        run_all([("linker", link)], directory, progress, kept_log=log)
+        run_all([("linker", link)], directory, progress)
         for path in directory.iterdir():
             if path.name not in ("top.so", "top.v", "build.log"):
                 path.unlink()
@@ -149,7 +147,6 @@ def _runtime(waves: bool, progress: Progress | None) -> list[Path]:
     key = digest(verilator().version, *compiler(), *flags, *names)
 
     def make(directory: Path) -> None:
-        log = cache_directory() / "runtime" / f"{key}.log"
         include = verilator().root / "include"
         run_all(
             [
@@ -157,7 +154,7 @@ def _runtime(waves: bool, progress: Progress | None) -> list[Path]:
                  [compiler()[0], *flags, "-c", str(include / f"{n}.cpp"), "-o", f"{n}.o"])
                 for n in names
             ],
-            directory, progress, kept_log=log,
+            directory, progress,
         )  # fmt: skip
 
     directory = cached("runtime", key, make, progress)
@@ -204,7 +201,7 @@ class VerilatedTop:
         library: Path,
         *,
         clock_mhz: float,
-        dram: DramSpec = ZYNQ7000_DDR3_X16,
+        dram: DramSpec = DDR3_1050_X16,
         memory_bytes: int,
         base: int = DEFAULT_BASE,
     ):
