@@ -9,7 +9,7 @@ from __future__ import annotations
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["lite", "read_master", "write_master"]
+__all__ = ["lite", "memory_port", "read_master", "write_master"]
 
 
 def _address(channel: str) -> dict:
@@ -81,3 +81,9 @@ def lite(addr_bits: int) -> wiring.Signature:
             "rready": Out(1),
         }
     )
+
+
+def memory_port(port_bytes: int, *, writes: bool) -> wiring.Signature:
+    """A whole master port: the read channels and, if ``writes``, the write channels."""
+    bits = 8 * port_bytes
+    return wiring.Signature({**_read(bits), **(_write(bits) if writes else {})})

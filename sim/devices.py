@@ -1,0 +1,101 @@
+"""The simulated devices by name, made from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenfabric.host.driver import RegisterDevice
+
+from tokenfabric.config import FabricConfig
+from tokenfabric.errors import UserError
+
+__all__ = ["DEVICES", "VerilatedBus", "make_device", "verilog_of"]
+
+DEVICES = ("golden", "pysim", "verilator")
+POLL_CYCLES = 20_000  # simulated between two looks at the ring
+BASE = 0x1000_0000
+
+
+class VerilatedBus:
+    """A VerilatedTop as a bus: time passes in slices of POLL_CYCLES or until the run is over."""
+
+    def __init__(self, top: Any):
+        self.top, self.base, self.memory = top, top.base, top.memory
+        self.read32, self.write32 = top.read32, top.write32
+
+    def advance(self) -> None:
+        self.top.run(POLL_CYCLES)
+
+
+def verilog_of(cfg: FabricConfig) -> str:
+    """The Verilog of the accelerator."""
+    from tokenfabric.rtl.top import Top
+    from tokenfabric.rtl.verilog import to_verilog
+
+    return to_verilog(Top(cfg))
+
+
+def make_device(
+    name: str,
+    cfg: FabricConfig,
+    memory_bytes: int,
+    *,
+    progress: Callable[[str], None] | None = None,
+    verilog: str | None = None,
+    waves: Path | None = None,
+    dram: Any = None,
+) -> Any:
+    """A device of DEVICES for ``cfg`` with ``memory_bytes`` of memory.
+
+    verilog: other text than the config's own (tests). waves: VCD to write. dram: DramSpec.
+    """
+    if name == "golden":
+        from tokenfabric.sim.golden import GoldenDevice
+
+        return GoldenDevice(cfg, memory_bytes)
+    if name == "verilator":
+        from tokenfabric.sim import verilator
+
+        text = cached_verilog(cfg, progress) if verilog is None else verilog
+        library = verilator.build(
+            text,
+            ports=cfg.ports,
+            port_bytes=cfg.port_bytes,
+            waves=waves is not None,
+            progress=progress,
+        )
+        extra = {} if dram is None else {"dram": dram}
+        top = verilator.VerilatedTop(
+            library, clock_mhz=cfg.clock_mhz, memory_bytes=memory_bytes, base=BASE, **extra
+        )
+        if waves is not None:
+            top.trace(waves)
+        return RegisterDevice(VerilatedBus(top))
+    if name == "pysim":
+        from tokenfabric.sim.pysim import PysimBus
+
+        return RegisterDevice(PysimBus(cfg, memory_bytes, base=BASE))
+    raise UserError(f"no device {name!r}; there are: {', '.join(DEVICES)}")
+
+
+def cached_verilog(cfg: FabricConfig, progress: Callable[[str], None] | None = None) -> str:
+    """:func:`verilog_of`, kept between runs under a hash of the config and of our RTL sources."""
+    from tokenfabric.sim.toolchain import cached, digest
+
+    import tokenfabric
+
+    root = Path(tokenfabric.__file__).parent
+    import tokenfabric.rtl as rtl
+
+    folders = [root, Path(rtl.__file__).parent]
+    sources = [p.read_bytes() for folder in folders for p in sorted(folder.glob("*.py"))]
+    key = digest(cfg.fingerprint, repr(cfg), *sources)
+
+    def make(directory: Path) -> None:
+        if progress is not None:
+            progress(f"{cfg.name}: generating Verilog")
+        (directory / "top.v").write_text(verilog_of(cfg))
+
+    return (cached("verilog", key, make, progress) / "top.v").read_text()
