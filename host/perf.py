@@ -1,0 +1,119 @@
+"""How fast the accelerator is: whole steps on the simulated hardware, read off its counters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tokenfabric.host.device import run
+from tokenfabric.host.image import PAGE, Image
+
+from tokenfabric.config import FabricConfig
+from tokenfabric.errors import UserError
+from tokenfabric.isa import RowFlag
+from tokenfabric.registers import COUNTERS
+
+__all__ = ["measure_decode", "measure_prefill"]
+
+STEPS = 5  # autonomous decode steps; the first, which fills the pipelines, does not count
+DEADLINE = 3600.0
+
+
+def _rows(image: Image, count: int, position: int, flags: RowFlag) -> list[dict[str, int]]:
+    tokens = np.random.default_rng(position).integers(0, image.vocab, count)
+    return [
+        {"token": int(t), "position": position + i, "slot": 0, "flags": int(flags)}
+        for i, t in enumerate(tokens)
+    ]
+
+
+def _job(device: Any, image: Image, rows: list[dict[str, int]], steps: int = 1) -> dict[str, int]:
+    """Run one job; its counters."""
+    device.write(0, image.descriptor(rows, steps=steps))
+    run(device, DEADLINE)
+    counters = {name.lower(): device.counter(name) for name, _ in COUNTERS}
+    beats = [device.register(f"READ_BEATS_{p}") for p in range(8)]
+    counters["read_beats"] = sum(beats)
+    counters["write_beats"] = device.register("WRITE_BEATS")
+    return counters
+
+
+def _seconds(cfg: FabricConfig, cycles: float) -> float:
+    return cycles / (cfg.clock_mhz * 1e6)
+
+
+def measure_decode(device: Any, cfg: FabricConfig, image: Image, context: int) -> dict[str, Any]:
+    """Steady-state decode of one sequence with about ``context`` positions in the cache.
+
+    Mean over autonomous steps, start to start. UserError if the context has no room for them.
+    """
+    last = min(context + STEPS // 2, image.context) - 1
+    first = last - STEPS + 1
+    if first < 0 or context > image.context:
+        raise UserError(
+            f"context {context} is not between {STEPS} and the {image.context} positions of the "
+            "model; choose another --context"
+        )
+    device.write(PAGE, image.payload)
+    counters = _job(device, image, _rows(image, 1, first, RowFlag.WANT_LOGITS), STEPS)
+    ring = device.read(image.map.ring, 8 * STEPS).view("<u4").reshape(-1, 2)
+    stamps = ring[:, 1].astype(np.int64)
+    cycles = float(stamps[-1] - stamps[0]) / (STEPS - 1)
+    positions = np.arange(first + 1, last + 1) + 1  # of the steps that count
+    useful = image.weight_bytes + image.kv_bytes_per_position * float(positions.mean())
+    seconds = _seconds(cfg, cycles)
+    beats = counters["read_beats"] + counters["write_beats"]
+    macs = image.layer_macs + image.attention_macs_per_position * float(positions.mean())
+    return {
+        "rows": 1,
+        "context": context,
+        "cycles_per_step": cycles,
+        "bytes_per_step": beats * cfg.port_bytes / STEPS,
+        "useful_bytes_per_step": useful,
+        "bandwidth_fraction": useful / (seconds * cfg.dram.peak_bytes_per_s),
+        "mac_fraction": macs / (cycles * cfg.macs),
+        "tokens_per_second": 1 / seconds,
+        "counters": counters,
+    }
+
+
+def measure_prefill(device: Any, cfg: FabricConfig, image: Image, count: int) -> dict[str, Any]:
+    """Prefill of ``count`` tokens from position 0, in as many steps as it takes.
+
+    The layers are measured without any logits; the classifier, which runs once for the last token, is
+    a line of its own and is part of tokens_per_second.
+    """
+    if not 0 < count <= image.context:
+        raise UserError(
+            f"a prefill of {count} tokens does not fit the context of {image.context}; choose less"
+        )
+    device.write(PAGE, image.payload)
+    total: dict[str, int] = {}
+    steps = 0
+    for at in range(0, count, image.rows):
+        rows = _rows(image, min(image.rows, count - at), at, RowFlag(0))
+        counters = _job(device, image, rows)
+        total = {name: total.get(name, 0) + value for name, value in counters.items()}
+        steps += 1
+    layers = total["cycles"]
+    rows[-1]["flags"] = int(RowFlag.WANT_LOGITS)
+    classifier = _job(device, image, rows)["cycles"] - counters["cycles"]
+    seconds = _seconds(cfg, layers + classifier)
+    kv = image.kv_bytes_per_position * sum(
+        min(at + image.rows, count) for at in range(0, count, image.rows)
+    )
+    useful = image.weight_bytes * steps + kv  # K and V once per step, whatever is read
+    attention = image.attention_macs_per_position * count * (count + 1) // 2
+    macs = image.layer_macs * count + attention
+    return {
+        "rows": count,
+        "steps": steps,
+        "cycles_per_step": layers / steps,
+        "classifier_cycles": classifier,
+        "bytes_per_step": (total["read_beats"] + total["write_beats"]) * cfg.port_bytes / steps,
+        "useful_bytes_per_step": useful / steps,
+        "bandwidth_fraction": useful / (_seconds(cfg, layers) * cfg.dram.peak_bytes_per_s),
+        "mac_fraction": macs / (layers * cfg.macs),
+        "tokens_per_second": count / seconds,
+        "counters": total,
+    }
