@@ -415,6 +415,7 @@ def compile_model(
     logits = ring + round_up(8 * room * cfg.max_rows, PAGE)
     group_blocks = cfg.scale_channels // cfg.cols
     k_blocks = ceil_div(z.dim, cfg.k_chunks)
+    layer_bytes, classifier_bytes = _weight_bytes(model)
     per_position = s.layers * s.kv_heads * (2 * s.head_dim + 2)
     return Image(
         preset=cfg.name,
@@ -422,11 +423,13 @@ def compile_model(
         name=name,
         rows=z.rows,
         context=context,
+        layers=s.layers,
         slots=slots,
         vocab=s.vocab,
         head_bytes=head_bytes,
         logits_frac=model.logits_frac,
-        weight_bytes=_weight_bytes(model),
+        layer_bytes=layer_bytes,
+        classifier_bytes=classifier_bytes,
         kv_bytes_per_position=per_position,
         layer_macs=s.layers
         * (s.dim * s.head_dim * 2 * (s.heads + s.kv_heads) + 3 * s.dim * s.hidden),
@@ -456,13 +459,17 @@ def compile_model(
     )
 
 
-def _weight_bytes(model: QModel) -> int:
-    """Bytes of the model file's weights that one decode step reads: matrices, multipliers, norms."""
-    total = model.classifier.weight.size + 2 * model.classifier.mult.size
-    total += 2 * model.final_norm.gain.size
+def _weight_bytes(model: QModel) -> tuple[int, int]:
+    """Bytes of the model file's weights that a step reads: of the layers, and for the logits.
+
+    Matrices, their multipliers, norms, K means.
+    """
+
+    def linear(matrix: Linear) -> int:
+        return matrix.weight.size + 2 * matrix.mult.size
+
+    layers = 0
     for layer in model.layers:
-        for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3"):
-            linear: Linear = getattr(layer, name)
-            total += linear.weight.size + 2 * linear.mult.size
-        total += 2 * (layer.attn_norm.gain.size + layer.ffn_norm.gain.size + layer.k_mean.size)
-    return total
+        layers += sum(linear(getattr(layer, n)) for n in ("wq", "wk", "wv", "wo", "w1", "w2", "w3"))
+        layers += 2 * (layer.attn_norm.gain.size + layer.ffn_norm.gain.size + layer.k_mean.size)
+    return layers, linear(model.classifier) + 2 * model.final_norm.gain.size

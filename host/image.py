@@ -51,9 +51,10 @@ class Image:
     """A model compiled for one accelerator.
 
     preset, fingerprint: of the accelerator. rows: rows of a step that the program has room for.
-    context: positions of a slot. slots: sequences at a time. head_bytes: of a head in the KV cache.
-    logits_frac: fraction bits of the logits. weight_bytes, kv_bytes_per_position: useful bytes, for
-    ``bandwidth_fraction``. macs: multiply-accumulates of the layers per row, without scores.
+    context: positions of a slot. layers: of the model. slots: sequences at a time. head_bytes: of a head in the KV cache.
+    logits_frac: fraction bits of the logits. Useful bytes, for ``bandwidth_fraction``: layer_bytes and
+    classifier_bytes of weights, kv_bytes_per_position. layer_macs: multiply-accumulates of the layers
+    per row, without the attention_macs_per_position.
     tokenizer: its bytes. payload: uint8, device memory from address PAGE up to map.kv.
     """
 
@@ -62,11 +63,13 @@ class Image:
     name: str
     rows: int
     context: int
+    layers: int
     slots: int
     vocab: int
     head_bytes: int
     logits_frac: int
-    weight_bytes: int
+    layer_bytes: int
+    classifier_bytes: int
     kv_bytes_per_position: int
     layer_macs: int
     attention_macs_per_position: int

@@ -60,7 +60,8 @@ def measure_decode(device: Any, cfg: FabricConfig, image: Image, context: int) -
     stamps = ring[:, 1].astype(np.int64)
     cycles = float(stamps[-1] - stamps[0]) / (STEPS - 1)
     positions = np.arange(first + 1, last + 1) + 1  # of the steps that count
-    useful = image.weight_bytes + image.kv_bytes_per_position * float(positions.mean())
+    weights = image.layer_bytes + image.classifier_bytes
+    useful = weights + image.kv_bytes_per_position * float(positions.mean())
     seconds = _seconds(cfg, cycles)
     beats = counters["read_beats"] + counters["write_beats"]
     macs = image.layer_macs + image.attention_macs_per_position * float(positions.mean())
@@ -80,8 +81,8 @@ def measure_decode(device: Any, cfg: FabricConfig, image: Image, context: int) -
 def measure_prefill(device: Any, cfg: FabricConfig, image: Image, count: int) -> dict[str, Any]:
     """Prefill of ``count`` tokens from position 0, in as many steps as it takes.
 
-    The layers are measured without any logits; the classifier, which runs once for the last token, is
-    a line of its own and is part of tokens_per_second.
+    The layers are measured without any logits; the classifier, which runs once for the last token,
+    is a line of its own and is part of tokens_per_second.
     """
     if not 0 < count <= image.context:
         raise UserError(
@@ -102,7 +103,7 @@ def measure_prefill(device: Any, cfg: FabricConfig, image: Image, count: int) ->
     kv = image.kv_bytes_per_position * sum(
         min(at + image.rows, count) for at in range(0, count, image.rows)
     )
-    useful = image.weight_bytes * steps + kv  # K and V once per step, whatever is read
+    useful = image.layer_bytes * steps + kv  # K and V once per step, whatever is read
     attention = image.attention_macs_per_position * count * (count + 1) // 2
     macs = image.layer_macs * count + attention
     return {

@@ -55,6 +55,10 @@ class GoldenDevice:
     def stop(self) -> None:
         pass
 
+    def saturations(self) -> list[int]:
+        """Saturated values of the last run, by tensor class."""
+        return [int(n) for n in self.saturated]
+
     # --- memory --------------------------------------------------------------------------------
 
     def _at(self, address: int, count: int) -> np.ndarray:
