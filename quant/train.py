@@ -73,7 +73,7 @@ class Shape:
 class Recipe:
     """How the model is trained; every field is an option of the command line."""
 
-    steps: int = 3800
+    steps: int = 10_000
     minutes: float | None = None
     seed: int = 1
     threads: int = 0
