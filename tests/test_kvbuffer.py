@@ -1,0 +1,151 @@
+"""KvBuffer: any K and V streams come out as the tiles that the array wants."""
+
+import numpy as np
+import pytest
+from streams import receiver, sender, simulate
+from tokenfabric.rtl.kvbuffer import KvBuffer
+
+from tokenfabric.config import preset
+
+# rows, ports, max_head_dim: words of 2 and 1 columns, of 1, 2 and 4 chunks per column
+SHAPES = {
+    "tiny": (8, 2, 64),
+    "pynq-z2": (16, 4, 128),
+    "one-column": (16, 2, 64),
+    "four-chunks": (32, 4, 64),
+    "wide": (32, 8, 64),
+}
+STALLS = {"none": (0, 0), "slow source": (0.5, 0), "slow consumer": (0, 0.7), "both": (0.3, 0.3)}
+
+
+def config(name, blocks=4, extra=0):
+    rows, ports, head_dim = SHAPES[name]
+    chunks = blocks * rows * head_dim // 8 + extra
+    return preset("tiny").replace(
+        name=name, rows=rows, ports=ports, max_head_dim=head_dim, kv_chunks=chunks
+    )
+
+
+def tiles(cfg, is_v, values):
+    """The words of one stream as byte lists, -1 where anything may stand."""
+    positions, dims = values.shape
+    rows, cols = cfg.rows, cfg.cols
+    padded = np.full((-(-positions // rows) * rows, -(-dims // rows) * rows), -1)
+    padded[:positions, :dims] = values
+    words = []
+    if is_v:
+        for block in range(0, positions, rows):
+            for chunk in range(0, dims, cols):
+                tile = padded[block : block + rows, chunk : chunk + cols]
+                words += list(tile.reshape(-1, cfg.word_bytes))
+    else:
+        for block in range(0, positions, cols):
+            for chunk in range(0, dims, rows):
+                tile = padded[block : block + cols, chunk : chunk + rows]
+                words += list(tile.reshape(-1, cfg.word_bytes))
+    return words
+
+
+def streams(cfg, rng, shapes):
+    """Commands, beats and expected words of streams of (is_v, positions, head_chunks)."""
+    commands, beats, words = [], [], []
+    for is_v, positions, chunks in shapes:
+        values = rng.integers(0, 256, (positions, chunks * cfg.cols), np.uint8)
+        commands.append({"is_v": is_v, "positions": positions, "head_chunks": chunks})
+        beats += [int.from_bytes(beat.tobytes(), "little") for beat in values.reshape(-1, cfg.cols)]
+        words += tiles(cfg, is_v, values)
+    return commands, beats, words
+
+
+def check(cfg, got, want):
+    assert len(got) == len(want)
+    for index, (word, expected) in enumerate(zip(got, want, strict=True)):
+        values = np.frombuffer(word.to_bytes(cfg.word_bytes, "little"), np.uint8)
+        wrong = (expected >= 0) & (values != expected)
+        assert not wrong.any(), f"word {index}: {values} is not {expected}"
+
+
+def run(cfg, shapes, stall, seed):
+    rng = np.random.default_rng(seed)
+    dut = KvBuffer(cfg)
+    commands, beats, words = streams(cfg, rng, shapes)
+    slow_source, slow_consumer = STALLS[stall]
+    got = []
+    simulate(
+        dut,
+        [
+            sender(dut.cmd, commands, np.random.default_rng(1), slow_source),
+            sender(dut.beats, beats, np.random.default_rng(2), slow_source),
+            receiver(dut.words, len(words), got, np.random.default_rng(3), slow_consumer),
+        ],
+    )
+    check(cfg, got, words)
+
+
+@pytest.mark.parametrize("stall", STALLS)
+@pytest.mark.parametrize("name", ["tiny", "pynq-z2"])
+def test_every_head_size(name, stall):
+    """K and V in turn, head sizes in turn, every remainder of the positions, the largest block."""
+    cfg = config(name, extra=3 * SHAPES[name][1])  # banks that blocks do not fill evenly
+    rng = np.random.default_rng(7)
+    rows = cfg.rows
+    sizes = [1, 2, 3, 6, 8, cfg.max_head_chunks]
+    counts = [1, rows, rows + 1, 2 * rows - 1, 2 * rows, int(rng.integers(1, 71))]
+    shapes = [(i % 2, counts[(i + i // 6) % 6], sizes[i % 6]) for i in range(12)]
+    shapes += [(1, 2 * rows, cfg.max_head_chunks)]
+    run(cfg, shapes, stall, len(stall))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_number_of_positions(name):
+    """1 .. 70 positions in small heads, a stream of each kind."""
+    cfg = config(name)
+    rng = np.random.default_rng(8)
+    counts = [*range(1, 19), 31, 32, 33, 70]
+    shapes = [(int(rng.integers(2)), count, int(rng.integers(1, 4))) for count in counts]
+    run(cfg, shapes, "both", 9)
+
+
+@pytest.mark.parametrize("name", ["one-column", "four-chunks", "wide"])
+def test_other_shapes_of_the_array(name):
+    cfg = config(name)
+    shapes = [(0, 33, 8), (1, 33, 8), (0, 20, 3), (1, 7, 6), (0, 40, 5), (1, 40, 7)]
+    run(cfg, shapes, "both", 10)
+
+
+def test_a_word_and_a_beat_per_cycle():
+    """What is buffered comes out without a pause; beats go in without one while there is room."""
+    cfg = config("pynq-z2", blocks=8)
+    rng = np.random.default_rng(11)
+    dut = KvBuffer(cfg)
+    shapes = [(0, 32, 6), (1, 32, 6), (0, 16, 1), (1, 16, 1), (0, 5, 3), (1, 5, 3), (0, 32, 8)]
+    commands, beats, words = streams(cfg, rng, shapes)
+    got, sent, times = [], [], []
+
+    async def fill_then_drain(ctx):
+        await sender(dut.beats, beats, times=sent)(ctx)
+        await ctx.tick().repeat(10)
+        await receiver(dut.words, len(words), got, times=times)(ctx)
+
+    simulate(dut, [sender(dut.cmd, commands), fill_then_drain])
+    check(cfg, got, words)
+    assert times[-1] - times[0] == len(words) - 1
+    assert sent[-1] - sent[0] <= len(beats) - 1 + len(shapes)
+
+
+def test_two_large_blocks_at_a_time():
+    """With the smallest buffer the fetch of a block goes on while another one waits."""
+    cfg = config("tiny")
+    rng = np.random.default_rng(12)
+    dut = KvBuffer(cfg)
+    block = cfg.rows * cfg.max_head_chunks
+    commands, beats, words = streams(cfg, rng, [(0, 10 * cfg.rows, cfg.max_head_chunks)])
+    sent, got = [], []
+
+    async def late(ctx):
+        await ctx.tick().repeat(6 * block)
+        assert len(sent) == 4 * block  # and no more: nothing is written over
+        await receiver(dut.words, len(words), got)(ctx)
+
+    simulate(dut, [sender(dut.cmd, commands), sender(dut.beats, beats, times=sent), late])
+    check(cfg, got, words)
