@@ -124,7 +124,7 @@ class DramSpec:
 
         access = Fraction(1000 * self.burst_length, self.transfers_mts)
         burst_bytes = self.bus_bytes * self.burst_length
-        request = self.latency_cycles // 2
+        request = max(1, self.latency_cycles // 2)
         return DramParameters(
             burst_bytes=burst_bytes,
             banks=self.banks,

@@ -222,7 +222,7 @@ class Harness {
     top_.clk = 0;
     top_.eval();
 #if VM_TRACE
-    if (trace_) trace_->dump(2 * cycle_);
+    if (trace_) trace_->dump(static_cast<uint64_t>(2 * cycle_));
 #endif
     if (!in_reset_) {
 #define TOKENFABRIC_SAMPLE(i) sample_read(ports_[i], read_pins_[i]);
@@ -238,7 +238,7 @@ class Harness {
     top_.clk = 1;
     top_.eval();
 #if VM_TRACE
-    if (trace_) trace_->dump(2 * cycle_ + 1);
+    if (trace_) trace_->dump(static_cast<uint64_t>(2 * cycle_ + 1));
 #endif
     ++cycle_;
   }

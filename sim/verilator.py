@@ -89,7 +89,7 @@ def build(
         run_all([("Verilator", command)], directory, progress)
         flags = [*_compile_flags(waves), "-I."]
         objects, commands = [], []
-        for source, level in [*_units(directory), ("harness.cpp", FAST)]:
+        for source, level in [("harness.cpp", FAST), *_units(directory)]:
             objects.append(Path(source).with_suffix(".o").name)
             command = [compiler()[0], *flags, level, "-c", source, "-o", objects[-1]]
             commands.append(("C++ compiler", command))

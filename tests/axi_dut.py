@@ -28,8 +28,6 @@ class Fault(enum.IntEnum):
     LITE_RDATA_CHANGES = 9
     AWVALID_DROPS = 10
     WVALID_DROPS = 11
-    IGNORES_RESPONSE = 12
-    """Reads what it wrote without waiting for the response: legal AXI, and wrong."""
 
 
 def read_ports(prefix: str, port_bytes: int) -> dict:
