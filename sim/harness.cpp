@@ -501,6 +501,7 @@ class Harness {
 }  // namespace tokenfabric
 
 // What sim/verilator.py calls. One handle, one thread.
+#pragma GCC visibility push(default)  // all else is hidden, so that calls within are direct
 extern "C" {
 
 using tokenfabric::Harness;
@@ -540,3 +541,4 @@ void tf_fail_read(void* h, int64_t number) { static_cast<Harness*>(h)->fail_read
 int tf_trace(void* h, const char* path) { return static_cast<Harness*>(h)->trace(path); }
 
 }  // extern "C"
+#pragma GCC visibility pop

@@ -29,7 +29,7 @@ from tokenfabric.errors import UserError
 
 SOURCES = ("harness.cpp", "dram.h")
 VERILATE = ("--cc", "--no-timing", "-O3", "-Wno-fatal", "-Wno-lint", "--noassert")
-COMPILE = ("-std=c++17", "-fPIC", "-faligned-new", "-w", "-DVERILATOR=1", "-DVM_COVERAGE=0",
+COMPILE = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-faligned-new", "-w", "-DVERILATOR=1", "-DVM_COVERAGE=0",
            "-DVM_SC=0", "-DVM_TIMING=0")  # fmt: skip
 FAST = "-O2"  # -Os, Verilator's own choice, runs at half the speed; -O3 is no faster
 SLOW = "-O1"  # constructors and the like, run once
