@@ -163,6 +163,13 @@ KINDS = {
     "llama2 added": lambda lib: llama2(lib) | added_tokens(lib),
     "metaspace": lambda lib: metaspace(lib, "always"),
     "metaspace first": lambda lib: metaspace(lib, "first", **added_tokens(lib)),
+    "digits, metaspace first": lambda lib: metaspace(
+        lib,
+        "first",
+        pre_tokenizer=lib.pre_tokenizers.Sequence(
+            [lib.pre_tokenizers.Digits(), lib.pre_tokenizers.Metaspace(prepend_scheme="first")]
+        ),
+    ),
     "metaspace never": lambda lib: metaspace(lib, "never"),
     "metaspace whole": lambda lib: metaspace(lib, "always", split=False, limit=40),
     "unk": lambda lib: metaspace(
@@ -317,6 +324,23 @@ def test_tokenizer_bin_ids(tmp_path):
     assert ours.decode([space, space_a, c, 1, space_a]) == " aca"
 
 
+def test_the_first_of_equal_pieces_is_used(tmp_path):
+    ours = load_tokenizer(write_tokenizer_bin(tmp_path / "t.bin", (" ", "a", "a")))
+    assert ours.encode("a", bos=False) == [259, 260]
+    assert ours.decode([259, 261]) == "a"
+
+
+def test_ignore_merges_takes_a_whole_word_that_no_merge_makes(tmp_path):
+    def edit(data):
+        data["model"]["vocab"]["abc"] = 151
+
+    a_b, c = 150, ord("c") - 0x21
+    ours = load_tokenizer(save_bytes_tokenizer(tmp_path, edit))
+    assert ours.encode("abc", bos=False) == [a_b, c]
+    ours.ignore_merges = True
+    assert ours.encode("abc", bos=False) == [151]
+
+
 def test_decoder_holds_incomplete_characters_back(tmp_path):
     ours = load_tokenizer(write_tokenizer_bin(tmp_path / "t.bin"))
     a, space_a = 260, 266
@@ -379,6 +403,13 @@ def test_bos_and_eos(tmp_path, files, bos, eos):
         (tmp_path / name).write_text(json.dumps(data))
     ours = load_tokenizer(tmp_path)
     assert (ours.bos, ours.eos, ours.vocab) == (bos, eos, 203)
+
+
+def test_an_end_marker_shows_nothing_even_if_it_is_no_special_token(tmp_path):
+    save_bytes_tokenizer(tmp_path)
+    assert load_tokenizer(tmp_path).decode([64, 150, 201]) == "aab"
+    (tmp_path / "config.json").write_text('{"eos_token_id": 150}')
+    assert load_tokenizer(tmp_path).decode([64, 150, 201]) == "a"
 
 
 def test_bos_of_a_template(tmp_path):
