@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from tokenfabric.host.device import run
 from tokenfabric.host.image import PAGE, Image
+from tokenfabric.host.session import Job
 
 from tokenfabric.config import FabricConfig
 from tokenfabric.errors import UserError
-from tokenfabric.isa import RowFlag
+from tokenfabric.isa import DESCRIPTOR_WORDS, ROW, ROW_WORDS, RowFlag
 from tokenfabric.registers import COUNTERS
 
-__all__ = ["measure_decode", "measure_prefill"]
+__all__ = ["decode_rates", "measure_decode", "measure_prefill", "session_cycles"]
 
 STEPS = 5  # autonomous decode steps; the first, which fills the pipelines, does not count
 DEADLINE = 3600.0
+POSITION = [name for name, _ in ROW].index("position")
 
 
 def _rows(image: Image, count: int, position: int, flags: RowFlag) -> list[dict[str, int]]:
@@ -42,6 +45,39 @@ def _seconds(cfg: FabricConfig, cycles: float) -> float:
     return cycles / (cfg.clock_mhz * 1e6)
 
 
+def decode_rates(
+    cfg: FabricConfig, image: Image, cycles: float, positions: float
+) -> dict[str, float]:
+    """Of a decode step of so many cycles that looks at so many positions of the KV cache."""
+    weights = image.layer_bytes + image.classifier_bytes
+    useful = weights + image.kv_bytes_per_position * positions
+    seconds = _seconds(cfg, cycles)
+    return {
+        "useful_bytes_per_step": useful,
+        "bandwidth_fraction": useful / (seconds * cfg.dram.peak_bytes_per_s),
+        "tokens_per_second": 1 / seconds,
+    }
+
+
+def session_cycles(jobs: Sequence[Job]) -> tuple[float, float]:
+    """Mean cycles of a session's decode steps, and positions they look at.
+
+    Autonomous steps count from start to start; where there are none, whole jobs of one token do,
+    and at last the prefill.
+    """
+    autonomous, single, prefill = [], [], [(0, 0)]
+    for job in jobs:
+        row = DESCRIPTOR_WORDS + ROW_WORDS * (job.rows - 1)
+        position = int(job.descriptor[row + POSITION])
+        stamps = [step.cycles for step in job.steps]
+        if len(stamps) == 1:
+            (single if job.rows == 1 else prefill).append((stamps[0], position + 1))
+        for number in range(1, len(stamps)):
+            autonomous.append((stamps[number] - stamps[number - 1], position + number + 1))
+    cycles, positions = np.mean(autonomous or single or prefill[-1:], axis=0)
+    return float(cycles), float(positions)
+
+
 def measure_decode(device: Any, cfg: FabricConfig, image: Image, context: int) -> dict[str, Any]:
     """Steady-state decode of one sequence with about ``context`` positions in the cache.
 
@@ -60,9 +96,6 @@ def measure_decode(device: Any, cfg: FabricConfig, image: Image, context: int) -
     stamps = ring[:, 1].astype(np.int64)
     cycles = float(stamps[-1] - stamps[0]) / (STEPS - 1)
     positions = np.arange(first + 1, last + 1) + 1  # of the steps that count
-    weights = image.layer_bytes + image.classifier_bytes
-    useful = weights + image.kv_bytes_per_position * float(positions.mean())
-    seconds = _seconds(cfg, cycles)
     beats = counters["read_beats"] + counters["write_beats"]
     macs = image.layer_macs + image.attention_macs_per_position * float(positions.mean())
     return {
@@ -70,11 +103,9 @@ def measure_decode(device: Any, cfg: FabricConfig, image: Image, context: int) -
         "context": context,
         "cycles_per_step": cycles,
         "bytes_per_step": beats * cfg.port_bytes / STEPS,
-        "useful_bytes_per_step": useful,
-        "bandwidth_fraction": useful / (seconds * cfg.dram.peak_bytes_per_s),
         "mac_fraction": macs / (cycles * cfg.macs),
-        "tokens_per_second": 1 / seconds,
         "counters": counters,
+        **decode_rates(cfg, image, cycles, float(positions.mean())),
     }
 
 

@@ -14,7 +14,7 @@ from tokenfabric.errors import UserError
 from tokenfabric.isa import RowFlag
 from tokenfabric.registers import State
 
-__all__ = ["Job", "Sampler", "Session", "Step"]
+__all__ = ["Job", "Sampler", "Session", "Step", "check_prompt"]
 
 NO_TOKEN = 0xFFFFFFFF
 
@@ -70,12 +70,31 @@ class Job:
     seconds: float = 0.0
 
 
+def check_prompt(image: Image, prompt: Sequence[int], used: int = 0) -> int:
+    """Room left in a context of which ``used`` positions are taken; UserError for a bad prompt."""
+    room = image.context - used
+    if not prompt:
+        raise UserError("the prompt is empty; give at least one token")
+    bad = [t for t in prompt if not 0 <= t < image.vocab]
+    if bad:
+        raise UserError(
+            f"token {bad[0]} is outside the vocabulary of {image.vocab}; "
+            "use the tokenizer of the model"
+        )
+    if len(prompt) > room:
+        raise UserError(
+            f"the prompt has {len(prompt)} tokens, the context has room for {room} of "
+            f"{image.context}; shorten the prompt"
+        )
+    return room
+
+
 class Session:
     """One sequence on one device: the context lives in ``slot`` of the device's KV cache.
 
     Loads the image when made. ``dump``: the device writes the logits of every row (for comparing);
-    ``jobs`` then holds what is needed to replay the session on another device. ``deadline``: seconds
-    that a single job may take without a new token before DeviceTimeout.
+    ``jobs`` then holds what is needed to replay the session on another device. ``deadline``:
+    seconds that a single job may take without a new token before DeviceTimeout.
     """
 
     def __init__(
@@ -113,17 +132,7 @@ class Session:
         outside the vocabulary, or does not fit the context.
         """
         sampler = sampler or Sampler()
-        room = self.image.context - len(self.tokens)
-        if not prompt:
-            raise UserError("the prompt is empty; give at least one token")
-        bad = [t for t in prompt if not 0 <= t < self.image.vocab]
-        if bad:
-            raise UserError(f"token {bad[0]} is outside the vocabulary of {self.image.vocab}")
-        if len(prompt) > room:
-            raise UserError(
-                f"the prompt has {len(prompt)} tokens, the context has room for {room} of "
-                f"{self.image.context}; shorten the prompt"
-            )
+        room = check_prompt(self.image, prompt, len(self.tokens))
         if count < 1:
             raise UserError(f"{count} tokens to generate; ask for at least 1")
         count = min(count, room - len(prompt) + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from tokenfabric.host.session import Job
 
 from tokenfabric.isa import DESCRIPTOR_WORDS, ROW_WORDS
 
-__all__ = ["replay"]
+__all__ = ["cache_tensors", "replay"]
 
 DEADLINE = 3600.0
 
@@ -20,9 +20,9 @@ DEADLINE = 3600.0
 def replay(jobs: Sequence[Job], image: Image, subject: Any, reference: Any) -> str | None:
     """Run the jobs of a session on ``subject`` again on ``reference``; the first difference.
 
-    Compared are, job by job, all tokens and all dumped logits; at the end the K and V cache with the
-    scales of every position that was written, and the saturation counts of the last job. None if
-    everything is equal, otherwise a sentence that names step and tensor.
+    Compared are, job by job, all tokens and all dumped logits; at the end the K and V cache with
+    the scales of every position that was written, and the saturation counts of the last job. None
+    if everything is equal, otherwise a sentence that names step and tensor.
     """
     reference.write(PAGE, image.payload)
     step = 0
@@ -72,27 +72,29 @@ def _written(jobs: Sequence[Job]) -> int:
     return last
 
 
-def _cache(jobs: Sequence[Job], image: Image, subject: Any, reference: Any) -> str | None:
-    m, positions = image.map, _written(jobs)
-    slot = int(np.asarray(jobs[0].descriptor)[DESCRIPTOR_WORDS + 3])
-    heads = m.kv_slot // m.kv_head
-    layers = image.layers
-    scales = m.kv + layers * 2 * m.v_offset
+def cache_tensors(image: Image, slot: int = 0) -> Iterator[tuple[str, int, int, int, int]]:
+    """(name, layer, KV head, address, bytes per position) of K, V and K scales of a slot."""
+    m = image.map
+    scales = m.kv + image.layers * 2 * m.v_offset
     scale_layer = m.scale_slot * (m.v_offset // m.kv_slot)
-    for layer in range(layers):
+    for layer in range(image.layers):
         k = m.kv + layer * 2 * m.v_offset + slot * m.kv_slot
         s = scales + layer * scale_layer + slot * m.scale_slot
-        for head in range(heads):
-            for name, at, size in (
-                ("K", k + head * m.kv_head, image.head_bytes),
-                ("V", k + m.v_offset + head * m.kv_head, image.head_bytes),
-                ("K scale", s + head * m.scale_head, 2),
-            ):
-                a = subject.read(at, positions * size).reshape(positions, size)
-                b = reference.read(at, positions * size).reshape(positions, size)
-                if not np.array_equal(a, b):
-                    position = int(np.argwhere((a != b).any(1))[0, 0])
-                    return f"{name} of layer {layer}, KV head {head}, position {position} differs"
+        for head in range(m.kv_slot // m.kv_head):
+            yield "K", layer, head, k + head * m.kv_head, image.head_bytes
+            yield "V", layer, head, k + m.v_offset + head * m.kv_head, image.head_bytes
+            yield "K scale", layer, head, s + head * m.scale_head, 2
+
+
+def _cache(jobs: Sequence[Job], image: Image, subject: Any, reference: Any) -> str | None:
+    positions = _written(jobs)
+    slot = int(np.asarray(jobs[0].descriptor)[DESCRIPTOR_WORDS + 3])
+    for name, layer, head, at, size in cache_tensors(image, slot):
+        a = subject.read(at, positions * size).reshape(positions, size)
+        b = reference.read(at, positions * size).reshape(positions, size)
+        if not np.array_equal(a, b):
+            position = int(np.argwhere((a != b).any(1))[0, 0])
+            return f"{name} of layer {layer}, KV head {head}, position {position} differs"
     return None
 
 
