@@ -373,6 +373,10 @@ def compile_model(
         sat=TensorClass.LOGITS,
         want=1,
     )
+    # Zeros fill the last superblock; a LOAD takes them so that the next step begins at its start.
+    fill = -len(p.words[0]) % BURST_BEATS
+    if fill:
+        p.add(Op.LOAD, Unit.VECTOR, n=fill, want=1)
     head = to_superblocks(cfg, p.words.pop())
     p.add(Op.END)
     if len(p.code) > cfg.program_words:

@@ -17,6 +17,7 @@ from tokenfabric.rtl.layouts import (
     instruction_layout,
     row_record,
 )
+from tokenfabric.rtl.requantize import Requantize
 
 from tokenfabric.config import BURST_BEATS, FabricConfig
 
@@ -131,8 +132,12 @@ class Embed(wiring.Component):
                     m.next = "ROW"
                     with m.If(row + 1 == self.rows):
                         m.next = "LAST"
-            with m.State("LAST"):  # until the last chunk has left Requantize, MatmulEngine is busy
-                m.next = "IDLE"
+            with m.State("LAST"):  # the last chunk is on its way through Requantize
+                left = Signal(range(Requantize.LATENCY + 2))
+                m.d.sync += left.eq(left + 1)
+                with m.If(left == Requantize.LATENCY + 1):
+                    m.d.sync += left.eq(0)
+                    m.next = "IDLE"
         return m
 
     def _returned(self, m, cmd, within, dst):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.rtl.attention import AttentionControl
@@ -40,7 +40,7 @@ def arbitrate(m: Module, name: str, sources: list, sink, shape) -> None:
     """
     held = Signal(range(len(sources) + 1), name=f"{name}_held")  # 0: nobody
     runs = hasattr(shape, "members") and "first" in shape.members
-    taken = 0
+    taken = Const(0, 1)
     for number, source in enumerate(sources, 1):
         mine = source.valid & ((held == number) | ((held == 0) & ~taken))
         with m.If(mine):
@@ -339,10 +339,10 @@ class Datapath(wiring.Component):
         m.d.comb += [
             source.ready.eq(attention.busy & matmul.cmd.ready),
             issue.matmul.ready.eq(~attention.busy & matmul.cmd.ready),
-            matmul.inject_valid.eq(embed.chunk_valid),
-            matmul.inject.eq(embed.chunk),
-            matmul.row_scale_valid.eq(softmax.row_scale_valid),
-            matmul.row_scale.eq(softmax.row_scale),
+            matmul.embed_valid.eq(embed.chunk_valid),
+            matmul.embed.eq(embed.chunk),
+            matmul.row_scale_w.en.eq(softmax.row_scale_valid),
+            matmul.row_scale_w.payload.eq(softmax.row_scale),
         ]
 
     def _results(self, m):

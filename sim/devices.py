@@ -82,16 +82,14 @@ def make_device(
 
 def cached_verilog(cfg: FabricConfig, progress: Callable[[str], None] | None = None) -> str:
     """:func:`verilog_of`, kept between runs under a hash of the config and of our RTL sources."""
+    import tokenfabric.rtl as rtl
     from tokenfabric.sim.toolchain import cached, digest
 
-    import tokenfabric
+    from tokenfabric import config, fixed, isa, ops, registers
 
-    root = Path(tokenfabric.__file__).parent
-    import tokenfabric.rtl as rtl
-
-    folders = [root, Path(rtl.__file__).parent]
-    sources = [p.read_bytes() for folder in folders for p in sorted(folder.glob("*.py"))]
-    key = digest(cfg.fingerprint, repr(cfg), *sources)
+    contract = [Path(module.__file__) for module in (config, fixed, isa, ops, registers)]
+    sources = [*contract, *sorted(Path(rtl.__file__).parent.glob("*.py"))]
+    key = digest(repr(cfg), *(path.read_bytes() for path in sources))
 
     def make(directory: Path) -> None:
         if progress is not None:
