@@ -11,7 +11,7 @@ from tokenfabric.rtl.pipeline import delays
 from tokenfabric.config import FabricConfig
 from tokenfabric.ops import ACT_BITS, WEIGHT_BITS
 
-__all__ = ["SystolicArray", "psum_shape"]
+__all__ = ["SystolicArray", "array_latency", "psum_shape"]
 
 PRODUCT_BITS = ACT_BITS + WEIGHT_BITS
 
@@ -21,14 +21,19 @@ def psum_shape(cfg: FabricConfig):
     return signed(PRODUCT_BITS + (cfg.rows - 1).bit_length())
 
 
+def array_latency(cfg: FabricConfig) -> int:
+    """From an x to its sums: down a chain, through a PE, up the tree."""
+    return cfg.tile_cycles + 2 + (cfg.word_rows - 1).bit_length()
+
+
 class SystolicArray(wiring.Component):
     """``psum[c] = sum over k of x[k] * w[k][c]``, one x per cycle, :attr:`LATENCY` cycles later.
 
     Row k is PE number ``depth = k // P`` of chain ``k % P`` (P = ``cfg.word_rows``). A partial sum
     enters a PE one cycle after the one above, so everything that enters row k (activation, swap,
-    weights that come by columns) is delayed by its depth. A PE is a register for the activation, one
-    for the product and one for the sum, and two for the weight: one DSP slice. The ends of the
-    chains are added in a tree. Kung, "Why systolic architectures?", 1982.
+    weights that come by columns) is delayed by its depth. A PE has a register for each of weight,
+    activation, product and sum: one DSP slice; the shadow is beside it. The ends of the chains
+    are added in a tree. Kung, "Why systolic architectures?", 1982.
 
     Weights go to the shadow: the ``cfg.tile_cycles`` words of a tile in order, gaps allowed. By
     columns, word w brings columns ``w*W ..``, R bytes each (W = ``cfg.word_cols``); with
@@ -47,7 +52,7 @@ class SystolicArray(wiring.Component):
 
     def __init__(self, cfg: FabricConfig):
         self.cfg = cfg
-        self.LATENCY = cfg.tile_cycles + 2 + (cfg.word_rows - 1).bit_length()
+        self.LATENCY = array_latency(cfg)
         super().__init__(
             {
                 "load": In(1),
