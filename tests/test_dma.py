@@ -85,6 +85,7 @@ class ReadSlave:
         self.bad_beat = bad_beat
         self.bursts = []
         self.beats = 0
+        self.most = 0  # bursts in flight
 
     async def run(self, ctx):
         axi, cfg, rng = self.axi, self.cfg, self.rng
@@ -111,6 +112,7 @@ class ReadSlave:
                 self.beats += 1
             else:
                 assert not rvalid, "the port does not take R"
+            self.most = max(self.most, sum(last for _, _, last in queue))
             rvalid = bool(queue) and queue[0][0] <= now and rng.random() >= self.stall
             ctx.set(axi.rvalid, rvalid)
             if rvalid:
@@ -249,6 +251,10 @@ def test_throughput_of_an_ideal_memory():
     assert got == weight_words(cfg, memory, start)
     assert times[-1] - times[0] == 383
     assert times[0] <= 40 + 12
+
+    dut, _, slaves, rng = read_system(cfg, "none", 4, latencies=[(200, 201)] * 4)
+    simulate(dut, [sender(dut.start, [start]), receiver(dut.words, 130, [])], slaves)
+    assert [slave.most for slave in slaves] == [cfg.outstanding] * cfg.ports
 
     dut, memory, slaves, rng = read_system(cfg, "none", 5, latencies=[(40, 41)] * 4)
     got, times = [], []
