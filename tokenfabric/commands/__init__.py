@@ -1,0 +1,1 @@
+"""The commands of ``tokenfabric``, one per file: ``add_arguments(parser)`` and ``run(args)``."""

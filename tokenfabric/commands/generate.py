@@ -1,0 +1,199 @@
+"""Generate text on a simulated accelerator (or, one day, on the board)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenfabric.commands.inputs import load_image, shipped_model, tokenizer_of
+from tokenfabric.commands.options import (
+    MAX_COUNT,
+    add_json,
+    add_preset,
+    check_output,
+    integer,
+    number,
+    percent,
+    print_table,
+    real,
+    write_json,
+)
+from tokenfabric.errors import UserError
+from tokenfabric.progress import Progress
+
+if TYPE_CHECKING:
+    from tokenfabric.config import FabricConfig
+    from tokenfabric.host.image import Image
+    from tokenfabric.host.session import Session
+    from tokenfabric.host.tokenizer import Tokenizer
+
+DEADLINE = 3600.0  # seconds for one token, however slow the simulator
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prompt", help="what the text begins with")
+    add("--model", metavar="M", help="model file, image, llama2.c .bin or Hugging Face folder")
+    add("--tokenizer", metavar="FILE", help="of a checkpoint that does not bring its own")
+    add_preset(parser, default=None)
+    add("--on", default="verilator", metavar="DEVICE", help="golden, pysim, verilator or board")
+    add("-n", dest="count", type=integer(1, MAX_COUNT), default=64, help="tokens (default: 64)")
+    add("--context", type=integer(1, MAX_COUNT), metavar="T", help="positions to make room for")
+    add("--temperature", type=real(0, 100), default=0.0, metavar="T", help="0: most likely token")
+    add("--top-p", type=real(0, 1, above=True), default=1.0, metavar="P")
+    add("--top-k", type=integer(0, MAX_COUNT), default=0, metavar="K", help="0: all tokens")
+    add("--seed", type=integer(0, 2**63 - 1), default=0, metavar="S")
+    add("--verify", action="store_true", help="compare all logits and the KV cache with golden")
+    add("--waves", metavar="FILE", help="write the waveforms of the run (VCD)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from tokenfabric.host.session import Session, check_prompt
+    from tokenfabric.host.verify import replay
+    from tokenfabric.sim.devices import make_device
+
+    _check(args)
+    path = Path(args.model) if args.model else shipped_model()
+    with Progress() as progress:
+        cfg, image = load_image(path, args.tokenizer, args.preset, args.context, progress)
+        tokenizer = tokenizer_of(image.tokenizer, path)
+        prompt = tokenizer.encode(args.prompt)
+        check_prompt(image, prompt)
+        size = image.memory_bytes(max(image.rows, min(args.count, image.context)))
+        with _device(args, cfg, size, progress) as device:
+            session = Session(device, image, dump=args.verify, deadline=DEADLINE)
+            tokens, text = _stream(args, session, tokenizer, prompt, progress)
+            difference = None
+            if args.verify:
+                progress("verifying on the golden device")
+                golden = make_device("golden", cfg, size)
+                difference = replay(session.jobs, image, device, golden)
+    result = _figures(args, cfg, image, session, len(tokens))
+    result = {"text": text, "tokens": tokens, **result}
+    result["verified"] = difference is None if args.verify else None
+    print_table(_table(result, args), args.json)
+    write_json(args.json, result)
+    if difference is not None:
+        print(f"tokenfabric: verification failed: {difference}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    from tokenfabric.sim.devices import DEVICES
+
+    if args.on == "board":
+        raise UserError(
+            f"--on board: there is no driver for the board yet; use one of: {', '.join(DEVICES)}"
+        )
+    if args.on not in DEVICES:
+        raise UserError(f"--on {args.on}: no such device; use one of: {', '.join(DEVICES)}")
+    if args.waves is not None and args.on != "verilator":
+        raise UserError(f"--waves: {args.on} writes no waveforms; use --on verilator")
+    check_output(args.json)
+    check_output(args.waves)
+
+
+@contextmanager
+def _device(
+    args: argparse.Namespace, cfg: FabricConfig, size: int, progress: Progress
+) -> Iterator[Any]:
+    """The device; waveforms get their name at the end, and are removed if the user gave up."""
+    from tokenfabric.sim.devices import make_device
+
+    if args.waves is None:
+        yield make_device(args.on, cfg, size, progress=progress)
+        return
+    target = Path(args.waves)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        device = make_device(args.on, cfg, size, progress=progress, waves=part)
+        try:
+            yield device
+        except RuntimeError:  # of the hardware: then the waveforms are what is wanted
+            device.bus.top.trace(None)
+            part.replace(target)
+            raise
+        device.bus.top.trace(None)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _stream(
+    args: argparse.Namespace,
+    session: Session,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    progress: Progress,
+) -> tuple[list[int], str]:
+    """Generate; write the prompt and each piece of text as soon as there is one."""
+    from tokenfabric.host.session import Sampler
+
+    out = sys.stderr if args.json == "-" else sys.stdout
+    sampler = Sampler(args.temperature, args.top_p, args.top_k, args.seed)
+    decoder = tokenizer.decoder()
+    shown = "".join(map(decoder.push, prompt))
+    tokens, text = [], ""
+    progress(f"running on {args.on}")
+    for token in session.generate(prompt, args.count, sampler=sampler, stops=tokenizer.eos[:4]):
+        progress.clear()
+        tokens.append(token)
+        piece = decoder.push(token)
+        text += piece
+        out.write(shown + piece)
+        out.flush()
+        shown = ""
+    rest = decoder.finish()
+    out.write(rest + "\n\n")
+    out.flush()
+    return tokens, text + rest
+
+
+def _figures(
+    args: argparse.Namespace, cfg: FabricConfig, image: Image, session: Session, count: int
+) -> dict[str, Any]:
+    """Speeds, None where the device does not know: golden has no clock."""
+    from tokenfabric.host.perf import decode_rates, session_cycles
+
+    seconds = sum(job.seconds for job in session.jobs)
+    cycles, positions = session_cycles(session.jobs)
+    rates = decode_rates(cfg, image, cycles, positions) if cycles else {}
+    return {
+        "cycles_per_token": cycles or None,
+        "simulated_tokens_per_second": count / seconds,
+        "board_tokens_per_second": rates.get("tokens_per_second"),
+        "bandwidth_fraction": rates.get("bandwidth_fraction"),
+        "prompt": args.prompt,
+        "device": args.on,
+        "preset": cfg.name,
+        "clock_mhz": cfg.clock_mhz,
+        "fingerprint": cfg.fingerprint,
+    }
+
+
+def _table(result: dict[str, Any], args: argparse.Namespace) -> list[tuple[str, str, str]]:
+    count = len(result["tokens"])
+    board = f"{result['preset']} at {result['clock_mhz']:g} MHz"
+    rows = [
+        (
+            "tokens/s simulated",
+            number(result["simulated_tokens_per_second"], 2),
+            f"{count} tokens on {args.on}",
+        ),
+        ("cycles per token", number(result["cycles_per_token"]), ""),
+        ("tokens/s on the board", number(result["board_tokens_per_second"], 1), board),
+        ("share of the DRAM limit", percent(result["bandwidth_fraction"]), ""),
+    ]
+    if result["verified"] is not None:
+        same = "all logits and the KV cache equal the golden device's"
+        rows.append(
+            ("verified", *(("yes", same) if result["verified"] else ("NO", "see the last line")))
+        )
+    return rows

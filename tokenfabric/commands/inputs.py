@@ -1,0 +1,140 @@
+"""What a user may give as a model: our files, a checkpoint, or nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenfabric.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenfabric.config import FabricConfig
+    from tokenfabric.host.image import Image
+    from tokenfabric.host.tokenizer import Tokenizer
+    from tokenfabric.progress import Progress
+    from tokenfabric.quant.checkpoint import Checkpoint
+    from tokenfabric.quant.qmodel import QModel
+
+RECIPE = "w8"  # of checkpoints that are quantized on the fly
+
+
+def shipped_model() -> Path:
+    """The model in the checkout. UserError where there is none (an installed wheel)."""
+    path = Path(__file__).resolve().parent.parent.parent / "models" / "stories"
+    if not path.is_dir():
+        raise UserError(f"no model given and none is shipped at {path}; give --model FILE")
+    return path
+
+
+def kind_of(path: Path) -> str:
+    """ "model", "image" or "checkpoint"; UserError for a file that is not there or empty."""
+    from tokenfabric.files import file_size
+    from tokenfabric.host.image import MAGIC as IMAGE_MAGIC
+    from tokenfabric.quant.qmodel import MAGIC as MODEL_MAGIC
+
+    if path.is_dir():
+        return "checkpoint"
+    file_size(path)
+    with path.open("rb") as file:
+        start = file.read(len(MODEL_MAGIC) - 1)  # without the version
+    kinds = {MODEL_MAGIC[:-1]: "model", IMAGE_MAGIC[:-1]: "image"}
+    return kinds.get(start, "checkpoint")
+
+
+def load_checkpoint(
+    path: Path, tokenizer: str | None, *, need_tokenizer: bool = True
+) -> tuple[Checkpoint, Tokenizer | None]:
+    """A checkpoint with the tokenizer that was given or lies with it."""
+    from tokenfabric.host.tokenizer import find_tokenizer, load_tokenizer
+    from tokenfabric.quant.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(path)
+    if tokenizer is None and not need_tokenizer:
+        return checkpoint, None
+    vocab = checkpoint.shape.vocab
+    return checkpoint, load_tokenizer(tokenizer or find_tokenizer(path, vocab), vocab)
+
+
+def load_model(path: Path, tokenizer: str | None, progress: Progress) -> QModel:
+    """A model file, or a checkpoint that is quantized now (or was before: kept in the cache)."""
+    from tokenfabric.quant.qmodel import QModel
+
+    kind = kind_of(path)
+    if kind == "image":
+        raise UserError(f"{path}: is an image, a model file or a checkpoint is needed here")
+    if kind == "checkpoint":
+        return _quantized(path, tokenizer, progress)
+    if tokenizer is not None:
+        raise UserError(f"{path}: a model file brings its own tokenizer; leave out --tokenizer")
+    return QModel.read(path)
+
+
+def _quantized(path: Path, tokenizer: str | None, progress: Progress) -> QModel:
+    from tokenfabric.host.tokenizer import find_tokenizer
+    from tokenfabric.quant.qmodel import QModel
+    from tokenfabric.sim.toolchain import cached, digest
+
+    checkpoint, words = load_checkpoint(path, tokenizer)
+    source = Path(tokenizer or find_tokenizer(path, checkpoint.shape.vocab))
+
+    def make(directory: Path) -> None:
+        from tokenfabric.quant.quantize import quantize_checkpoint
+
+        model = quantize_checkpoint(checkpoint, words, RECIPE, progress=progress)
+        model.write(directory / "model.tfm")
+
+    key = digest(RECIPE, *_contents(path), *_contents(source), *_sources())
+    return QModel.read(cached("models", key, make, progress) / "model.tfm")
+
+
+def _contents(path: Path) -> list[bytes]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    wanted = (".safetensors", ".json", ".bin")
+    return [f.read_bytes() for f in files if f.is_file() and (f == path or f.suffix in wanted)]
+
+
+def _sources() -> list[bytes]:
+    """What decides how a checkpoint is quantized: our own code for it."""
+    from tokenfabric import ops
+    from tokenfabric.quant import qmodel
+
+    files = sorted(Path(qmodel.__file__).parent.glob("*.py"))
+    contract = Path(ops.__file__).parent
+    return [f.read_bytes() for f in (*files, contract / "ops.py", contract / "fixed.py")]
+
+
+def load_image(
+    path: Path,
+    tokenizer: str | None,
+    preset_name: str | None,
+    context: int | None,
+    progress: Progress,
+) -> tuple[FabricConfig, Image]:
+    """An image for a preset: read, or compiled from what ``path`` is."""
+    from tokenfabric.config import preset
+    from tokenfabric.host.compile import compile_model
+    from tokenfabric.host.image import Image
+
+    if kind_of(path) == "image":
+        if tokenizer is not None or context is not None:
+            option = "--tokenizer" if tokenizer is not None else "--context"
+            raise UserError(f"{path}: an image is compiled already; leave out {option}")
+        image = Image.read(path)
+        return preset(preset_name or image.preset), image
+    cfg = preset(preset_name or "pynq-z2")
+    model = load_model(path, tokenizer, progress)
+
+    def compiling(done: int, total: int) -> None:
+        progress("compiling", done, total)
+
+    image = compile_model(model, cfg, name=path.stem, context=context, progress=compiling)
+    return cfg, image
+
+
+def tokenizer_of(data: bytes, path: Path) -> Tokenizer:
+    """The tokenizer inside a model file or an image."""
+    from tokenfabric.host.tokenizer import Tokenizer
+
+    if not data:
+        raise UserError(f"{path}: holds no tokenizer; quantize its checkpoint with --tokenizer")
+    return Tokenizer.from_bytes(data, f"{path} (tokenizer)")

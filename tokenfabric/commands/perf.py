@@ -1,0 +1,106 @@
+"""Measure the speed of an accelerator on the simulated hardware."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tokenfabric.commands.options import (
+    MAX_COUNT,
+    add_json,
+    add_preset,
+    check_output,
+    integer,
+    number,
+    percent,
+    print_table,
+    write_json,
+)
+from tokenfabric.errors import UserError
+from tokenfabric.progress import Progress
+
+WEIGHTS = ("w8",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--shape", metavar="NAME", required=True, help="stories15m, ... or a config.json")
+    add_preset(parser)
+    add("--weights", default="w8", metavar="W", help="format of the weights (default: w8)")
+    add(
+        "--context",
+        type=integer(1, MAX_COUNT),
+        default=64,
+        metavar="T",
+        help="positions in the KV cache of a decode step (default: 64)",
+    )
+    add("--rows", type=integer(1, MAX_COUNT), metavar="M", help="measure a prefill of M tokens")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from tokenfabric.config import preset
+    from tokenfabric.shape import shape_from
+
+    check_output(args.json)
+    if args.weights not in WEIGHTS:
+        raise UserError(f"--weights {args.weights}: not supported yet; use {', '.join(WEIGHTS)}")
+    cfg, shape = preset(args.preset), shape_from(args.shape)
+    with Progress() as progress:
+        result = {
+            "shape": args.shape,
+            "preset": cfg.name,
+            "weights": args.weights,
+            **_measure(args, cfg, shape, progress),
+            "clock_mhz": cfg.clock_mhz,
+            "ports": cfg.ports,
+            "macs": cfg.macs,
+        }
+    print_table(_table(result), args.json)
+    write_json(args.json, result)
+    return 0
+
+
+def _measure(args: argparse.Namespace, cfg: Any, shape: Any, progress: Progress) -> dict[str, Any]:
+    from hashlib import sha256
+
+    from tokenfabric.host.compile import compile_model
+    from tokenfabric.host.perf import measure_decode, measure_prefill
+    from tokenfabric.quant.qmodel import QModel
+    from tokenfabric.sim.devices import cached_verilog, make_device
+
+    progress("making a random model")
+    model = QModel.random(shape, 0)
+    image = compile_model(
+        model, cfg, progress=lambda done, total: progress("compiling", done, total)
+    )
+    verilog = cached_verilog(cfg, progress)
+    device = make_device("verilator", cfg, image.memory_bytes(), verilog=verilog, progress=progress)
+    progress("simulating")
+    if args.rows is None:
+        result = measure_decode(device, cfg, image, args.context)
+    else:
+        result = measure_prefill(device, cfg, image, args.rows)
+    stamp = {"fingerprint": device.fingerprint, "verilog_sha256": sha256(verilog.encode())}
+    return {**result, **stamp, "verilog_sha256": stamp["verilog_sha256"].hexdigest()}
+
+
+def _table(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    what = f"decode, context {result['context']}" if "context" in result else "prefill"
+    steps = f"{result['shape']} {result['weights']} on {result['preset']}, {what}"
+    rows = [
+        ("cycles per step", number(result["cycles_per_step"]), steps),
+        ("bytes per step", number(result["bytes_per_step"]), "at the ports"),
+        ("useful bytes", number(result["useful_bytes_per_step"]), "per step"),
+        ("share of the DRAM limit", percent(result["bandwidth_fraction"]), ""),
+        ("share of the MACs", percent(result["mac_fraction"]), f"of {result['macs']}"),
+        ("tokens/s", number(result["tokens_per_second"], 1), f"at {result['clock_mhz']:g} MHz"),
+    ]
+    if "classifier_cycles" in result:
+        rows.append(("classifier cycles", number(result["classifier_cycles"]), "once"))
+    counters = result["counters"]
+    for name, value in counters.items():
+        if name != "cycles" and not name.endswith("_beats"):
+            share = percent(value / counters["cycles"])
+            rows.append(("  " + name.replace("_", " "), share, "of all cycles"))
+    return rows
