@@ -367,6 +367,7 @@ def test_attention_scale_with_v():
     v = rng.integers(-127, 128, (256, 64))
     p, total = ops.softmax(scores, mask, 0)
     mult, shift = ops.attention_scale(total)
+    assert [int(v) for v in ops.attention_scale(1 << 24)] == [65535, 23]  # 65536 does not fit
     assert mult.max() <= 65535 and shift.min() >= 0 and shift.max() <= 63
     got = ops.requantize(ops.matmul(p, v.T), mult[:, None], shift[:, None])
     weights = float_softmax(scores, mask, ops.EXP_FRAC)
