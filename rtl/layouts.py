@@ -81,7 +81,8 @@ def instruction_layout() -> data.StructLayout:
 
 
 def matmul_command(cfg: FabricConfig) -> data.StructLayout:
-    """``bits``: 0 saturates to 8, 1 to 16, 2 to 32 bits. LOAD uses n (words) and param (chunk)."""
+    """``shift_odd``: of STREAM's odd column-blocks. ``bits``: 0 saturates to 8, 1 to 16, 2 to 32 bits.
+    LOAD uses n (words) and param (chunk)."""
     return data.StructLayout(
         {
             "kind": MatmulKind,
@@ -90,6 +91,7 @@ def matmul_command(cfg: FabricConfig) -> data.StructLayout:
             "n": unsigned(16),
             "tail": unsigned(8),
             "shift": unsigned(6),
+            "shift_odd": unsigned(6),
             "bits": unsigned(2),
             "dest": MatmulDest,
             "sat": unsigned(4),

@@ -381,11 +381,12 @@ class Drain(wiring.Component):
 
         chunk = self.multipliers.payload.word_select(part, cfg.cols * MULT_BITS)
         of_row = self.scale.mult.replicate(cfg.cols)
+        shift = Mux(is_v, self.scale.shift, Mux(is_stream & block[0], cmd.shift_odd, cmd.shift))
         m.d.comb += [
             requantize.valid.eq(self.valid),
             requantize.acc.eq(self.sums),
             requantize.mult.eq(Mux(is_v, of_row, chunk)),
-            requantize.shift.eq(Mux(is_v, self.scale.shift, cmd.shift)),
+            requantize.shift.eq(shift),
             requantize.bits.eq(cmd.bits),
             requantize.tag.dst.eq(self.dst + block),
             requantize.tag.index.eq(self.index),

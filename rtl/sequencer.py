@@ -276,6 +276,7 @@ class Issue(wiring.Component):
             out.n.eq(i.n),
             out.tail.eq(((i.k - 1) & (cfg.k_chunks - 1)) + 1),
             out.shift.eq(i.shift),
+            out.shift_odd.eq(i.shift2),
             out.bits.eq(bits),
             out.dest.as_value().eq(i.mode),
             out.sat.eq(i.sat),

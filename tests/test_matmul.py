@@ -72,7 +72,7 @@ class Job:
 
 
 def blank(kind, **changes):
-    names = ("m", "k", "n", "tail", "shift", "bits", "sat", "param")
+    names = ("m", "k", "n", "tail", "shift", "shift_odd", "bits", "sat", "param")
     return {"kind": kind, "dest": MatmulDest.OUT, **dict.fromkeys(names, 0), **changes}
 
 
@@ -98,11 +98,12 @@ def product_job(cfg, rng, memories, kind, *, m, k, n, tail, dest=None, extreme=F
     mult[rng.random(mult.shape) < (1 if extreme else 0.1)] = 65535
     bits = int(rng.integers(3))
     near = max(0, 42 + k.bit_length() // 2 - BITS[bits])
-    shift = int(np.clip(near + rng.integers(-6, 8), 0, 63))
+    shift, shift_odd = (int(s) for s in np.clip(near + rng.integers(-6, 8, 2), 0, 63))
     dest = dest or MatmulDest(int(rng.choice([0, 1, 2, 4, 5])))
     command = blank(
-        kind, m=m, k=k, n=n, tail=tail, shift=shift, bits=bits, dest=dest, sat=int(rng.integers(16))
-    )
+        kind, m=m, k=k, n=n, tail=tail, shift=shift, shift_odd=shift_odd, bits=bits, dest=dest,
+        sat=int(rng.integers(16)),
+    )  # fmt: skip
     job = Job(command)
     dst, limit = rng.integers(0, 60000, m), rng.integers(0, 1 << 16, m)
     job.table = [tuple(map(int, row)) for row in zip(src, dst, limit, strict=True)]
@@ -116,7 +117,8 @@ def product_job(cfg, rng, memories, kind, *, m, k, n, tail, dest=None, extreme=F
             for nb in range(n):
                 job.kv_words += row_words(cfg, tiles[kb, nb])
     else:
-        wide = ops.requantize(acc, mult, shift)
+        odd = np.arange(n * cfg.cols) // cfg.cols % 2 == 1
+        wide = ops.requantize(acc, mult, np.where(odd & (kind is STREAM), shift_odd, shift))
         if kind is K:
             job.kv_scales = [to_word(s, "<u2") for s in mult.reshape(n, cfg.cols)]
             for nb in range(n):
