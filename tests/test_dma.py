@@ -362,6 +362,23 @@ def test_halt_then_quiet(seed):
     )
 
 
+def test_no_port_is_quiet_while_as_much_as_can_be_is_in_flight():
+    dut, _, slaves, _ = read_system(TINY, "none", 8, latencies=[(300, 301)] * 2)
+    fetches = [{"offset": 8 * i, "beats": 1, "tag": BeatTag.EMBED} for i in range(60)]
+
+    async def bench(ctx):
+        await ctx.tick().repeat(100)
+        assert [slave.most for slave in slaves] == [17, 16]
+        for _ in range(150):
+            await ctx.tick()
+            assert ctx.get(dut.quiet) == 0
+        ctx.set(dut.halt, 1)
+        await ctx.tick().until(dut.quiet.all())
+        assert [slave.beats for slave in slaves] == [17, 16]
+
+    simulate(dut, [bench], [*slaves, sender(dut.cmd, fetches)])
+
+
 # --- Writer ------------------------------------------------------------------------------------
 
 
