@@ -1,0 +1,64 @@
+# make demo    a story, told by the simulated accelerator and checked bit by bit
+# make test    all tests        make lint    style and types
+# make model   train the shipped model again (about 15 minutes)
+# make clean   remove what was built; make distclean removes .venv, too
+#
+# Everything is installed into .venv, with the versions of requirements.lock.
+
+PYTHON ?= python3
+PROMPT ?= Once upon a time
+ON ?= verilator
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c requirements.lock
+TYPES := build/types/tokenfabric
+
+export PROMPT
+
+.PHONY: demo test lint model clean distclean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo
+	@$(BIN)/tokenfabric generate "$$PROMPT" --on $(ON) --verify
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+# mypy does not follow the package-dir mapping of an editable install: it gets a tree of links.
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)
+	@ln -s $(CURDIR)/tokenfabric/*.py $(CURDIR)/tokenfabric/commands $(TYPES)
+	@ln -s $(CURDIR)/quant $(CURDIR)/host $(CURDIR)/sim $(TYPES)
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
+		--cache-dir ../../.mypy_cache -p tokenfabric
+
+model: $(VENV)/.dev
+	$(BIN)/python -m tokenfabric.quant.train -o models/stories --seed 1
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@.ci/system $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps are touched last: an interrupted installation is taken up again.
+$(VENV)/.demo: pyproject.toml requirements.lock | $(BIN)/python
+	@.ci/system $(BIN)/python
+	@echo "installing packages into $(VENV)"
+	@$(PIP) -e '.[sim]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml requirements.lock | $(BIN)/python
+	@.ci/system $(BIN)/python
+	@echo "installing packages for the tests into $(VENV) (PyTorch is one of them)"
+	@$(PIP) -e '.[dev]'
+	@touch $(VENV)/.demo $@
