@@ -93,30 +93,37 @@ def test_requantize(values, gaps):
 
 @pytest.mark.parametrize("words", [Accumulators.REVISIT, 5, CFG.acc_words])
 def test_accumulators(words):
-    """Sums over 4 rounds of ``words`` addresses, one per cycle; values drive all 36 bits."""
+    """Random additions to ``words`` addresses in turn: each comes again after ``words`` cycles."""
     rng = np.random.default_rng(words)
     dut = Accumulators(CFG)
-    rounds = 4
-    psum = rng.integers(-(1 << 26), 1 << 26, (rounds * words, CFG.cols))
-    psum[:words] = -(1 << 26)
-    addresses = np.tile(rng.permutation(CFG.acc_words)[:words], rounds)
-    got = []
+    count = 12 * words
+    psum = rng.integers(-(1 << 26), 1 << 26, (count, CFG.cols))
+    addresses = np.tile(rng.permutation(CFG.acc_words)[:words], 12)
+    first, last, valid = (rng.random(count) < share for share in (0.3, 0.3, 0.9))
+    first[:words], last[:words], valid[:words] = True, False, True
+    model, want, got = {}, [], []
+    for i in np.flatnonzero(valid):
+        total = psum[i] + (0 if first[i] else model[addresses[i]])
+        if last[i]:
+            want.append(total)
+        else:
+            model[addresses[i]] = total
 
     async def bench(ctx):
-        for now in range(len(psum) + dut.LATENCY + 1):
+        for now in range(count + dut.LATENCY + 1):
             if ctx.get(dut.out_valid):
                 got.append([ctx.get(dut.sums[c]) for c in range(CFG.cols)])
-            ctx.set(dut.valid, now < len(psum))
-            if now < len(psum):
+            ctx.set(dut.valid, now < count and bool(valid[now]))
+            if now < count:
                 ctx.set(dut.addr, int(addresses[now]))
-                ctx.set(dut.first, now < words)
-                ctx.set(dut.last, now >= (rounds - 1) * words)
-            if 0 < now <= len(psum):
+                ctx.set(dut.first, bool(first[now]))
+                ctx.set(dut.last, bool(last[now]))
+            if 0 < now <= count:
                 ctx.set(dut.psum, psum[now - 1].tolist())
             await ctx.tick()
 
-    run(dut, bench, len(psum) + 20)
-    assert np.array_equal(got, psum.reshape(rounds, words, -1).sum(0))
+    run(dut, bench, count + 20)
+    assert np.array_equal(got, want)
 
 
 def test_an_accumulator_holds_36_bits():
