@@ -15,7 +15,7 @@ from tokenfabric.config import FabricConfig
 
 __all__ = ["ALIGN_BITS", "Exponential", "RowMaximum", "RowTotal", "SoftmaxUnit"]
 
-ALIGN_BITS = 3  # align 0..7: scores of 10 down to 3 fraction bits
+ALIGN_BITS = 4  # the scores have 10 - align fraction bits
 EXP_BITS = 24
 SCORE = signed(ops.ACT_BITS)
 
