@@ -180,16 +180,28 @@ class Story:
     others: tuple[str, ...]
 
 
-OPENINGS = (
+_ONCE = (
     "Once upon a time, there was a {trait} {kind} named {N}. {life}",
     "Once upon a time, there was a {trait} {kind} named {N}. {life}",
     "Once upon a time, there lived a {trait} {kind} named {N}. {life}",
     "Once upon a time, a {trait} {kind} named {N} lived {home}.",
     "Once upon a time, a {kind} named {N} lived {home} with {his} {par}.",
+)
+OPENINGS = (
+    *(2 * _ONCE),
     "There was once a {trait} {kind} named {N}. {life}",
     "{N} was a {trait} {kind} who lived {home}.",
     "{N} was a {trait} {kind}. {life}",
     "A {trait} {kind} named {N} lived {home}.",
+    "There was a {trait} {kind} named {N}. {life}",
+    "A long time ago, a {trait} {kind} named {N} lived {home}.",
+    "One {weather} [day|morning], {N} the {kind} woke up [early|happy]. {life}",
+    "One {weather} [day|morning], a {trait} {kind} named {N} woke up. {life}",
+    "One {weather} [day|morning], {N} [was happy|looked out of the door|sang a song]. {life}",
+    "One day, {N} [was happy|woke up early|sang a song]. {life}",
+    "[In a small village|Near a small hill|Far away], there lived a {trait} {kind} named {N}.",
+    "{N} the {kind} [was happy|was {trait}]. {life}",
+    "",
 )
 LIFE = (
     "{He} lived {home}.",
@@ -574,6 +586,7 @@ PLOTS = {
 }
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
+_DAY = re.compile(r"([.!?] )One \w+ (day|morning),")
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiou])")
 _OBJECT = {"she": "her", "he": "him"}
 _POSSESSIVE = {"she": "her", "he": "his"}
@@ -599,6 +612,8 @@ def tell(rng: random.Random, plot: str | None = None) -> Story:
         beats = [b for b in PLOTS[plot] if not b.startswith("?") or rng.random() < 0.5]
         beats = [rng.choice(OPENINGS), *beats, rng.choice(CLOSINGS)]
         text = " ".join(_fill(rng, beat.removeprefix("?"), slots) for beat in beats)
+        if text.startswith("One "):  # the plot's own day is the same one
+            text = text[:4] + _DAY.sub(r"\1That \2,", text[4:])
         text = _ARTICLE.sub(r"\1n ", " ".join(text.split()))
         if len(text.split()) <= MAX_WORDS:
             break
