@@ -80,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminate)
     except ValueError:  # not the main thread, so signals are somebody else's
         pass
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a story may hold what the terminal cannot show
+            stream.reconfigure(errors="replace")
     try:
         code = _run(argv)
         sys.stdout.flush()
@@ -92,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone: nothing more may be written, not even when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as error:
+        what = error.filename or "the system"
+        return _say(f"{what}: {error.strerror}; check the path and its permissions", USER_ERROR)
     except MemoryError:
         return _say("out of memory; use a smaller model or --context", USER_ERROR)
     except ModuleNotFoundError as error:
@@ -102,8 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(f"this needs the package {error.name}; install it with: {remedy}", USER_ERROR)
     except RuntimeError as error:
         from tokenfabric.host.device import DeviceError, DeviceTimeout
+        from tokenfabric.sim.verilator import SimulationError
 
-        if not isinstance(error, (DeviceError, DeviceTimeout)):
+        if not isinstance(error, (DeviceError, DeviceTimeout, SimulationError)):
             raise
         return _say(str(error), FAILURE)
 
