@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from tokenfabric.errors import UserError
 
-MAX_WORDS = 150  # some 240 tokens: a story fits the 256 of the context
+MAX_WORDS = 142  # some 240 tokens: a story fits the 256 of the context
 
 GIRLS = ("Lily", "Mia", "Anna", "Lucy", "Emma", "Zoe", "Ella", "Nina", "Rosie", "Sara", "Amy")
 BOYS = ("Tom", "Ben", "Max", "Sam", "Tim", "Leo", "Jack", "Finn", "Noah", "Oscar", "Peter")
