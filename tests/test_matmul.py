@@ -14,6 +14,7 @@ from tokenfabric.fixed import saturate
 
 STREAM, K, V, LOAD = MatmulKind
 BITS = (8, 16, 32)
+STREAMS = ("words", "kv_words", "kv_scales")
 STALLS = {  # share of cycles in which a stream sleeps, longest sleep
     "none": (0, 0),
     "often": (0.4, 1),
@@ -202,12 +203,15 @@ class Source:
 
 
 class Bench:
-    """Runs jobs; ``room(cycle)`` says whether there is room. Records everything that comes out."""
+    """Runs jobs and records everything that comes out.
 
-    def __init__(self, cfg, jobs, memories, *, stalls=(0, 0), seed=0, room=lambda cycle: True):
+    ``stalls`` by stream, ``room(cycle)`` says whether there is room.
+    """
+
+    def __init__(self, cfg, jobs, memories, *, stalls=None, seed=0, room=lambda cycle: True):
         self.cfg, self.jobs, self.room = cfg, jobs, room
         self.memories = memories
-        self.stalls, self.rng = stalls, np.random.default_rng(seed)
+        self.stalls, self.rng = stalls or {}, np.random.default_rng(seed)
         self.results, self.params, self.spans, self.x_cycles = [], [], [], []
         self.counts = dict.fromkeys(
             ("count_busy", "wait_weights", "wait_kv", "wait_room", "idle"), 0
@@ -255,10 +259,10 @@ class Bench:
             Source(
                 getattr(dut, name),
                 [w for job in self.jobs for w in getattr(job, name)],
-                self.stalls,
+                self.stalls.get(name, (0, 0)),
                 self.rng,
             )
-            for name in ("words", "kv_words", "kv_scales")
+            for name in STREAMS
         ]
         reads = [(dut.in_r, self.memories[0]), (dut.score_r, self.memories[1])]
         rows = self.cfg.rows
@@ -317,7 +321,9 @@ def test_random_commands(stalls, seed):
     rng = np.random.default_rng([seed, len(stalls)])
     memories = random_memories(cfg, rng)
     jobs = random_jobs(cfg, rng, memories, 12)
-    Bench(cfg, jobs, memories, stalls=STALLS[stalls], seed=seed).run().check()
+    Bench(
+        cfg, jobs, memories, stalls=dict.fromkeys(STREAMS, STALLS[stalls]), seed=seed
+    ).run().check()
 
 
 @pytest.mark.parametrize("stalls", ["none", "bursts"])
@@ -327,7 +333,7 @@ def test_random_commands_pynq(stalls):
     memories = random_memories(cfg, rng)
     jobs = random_jobs(cfg, rng, memories, 6)
     jobs.append(product_job(cfg, rng, memories, STREAM, m=16, k=2, n=3, tail=1))
-    Bench(cfg, jobs, memories, stalls=STALLS[stalls]).run().check()
+    Bench(cfg, jobs, memories, stalls=dict.fromkeys(STREAMS, STALLS[stalls])).run().check()
 
 
 @pytest.mark.parametrize("kind", [STREAM, K, V])
@@ -385,28 +391,17 @@ def test_room_holds_back_column_blocks():
     assert bench.counts["wait_room"] > 250
 
 
-@pytest.mark.parametrize("late", ["words", "kv_words", "kv_scales"])
-def test_late_stream(late):
+@pytest.mark.parametrize(
+    "late,stalls", [("words", (0.1, 90)), ("kv_words", (0.1, 90)), ("kv_scales", (0.9, 40))]
+)
+def test_late_stream(late, stalls):
     """One stream that sleeps far longer than the others must hold everything back."""
     cfg = preset("tiny")
     rng = np.random.default_rng(8)
     memories = random_memories(cfg, rng)
-    jobs = random_jobs(cfg, rng, memories, 5, kinds=(STREAM, K, V))
-
-    class Late(Bench):
-        async def surroundings(self, ctx):
-            original = Source.drive
-
-            def drive(source, ctx, ready):
-                slow = source.port is getattr(self.dut, late)
-                source.share, source.longest = (0.2, 90) if slow else (0, 0)
-                original(source, ctx, ready)
-
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Source, "drive", drive)
-                await super().surroundings(ctx)
-
-    Late(cfg, jobs, memories).run().check()
+    kinds = (STREAM,) if late == "words" else (K, V)
+    jobs = random_jobs(cfg, rng, memories, 4, kinds)
+    Bench(cfg, jobs, memories, stalls={late: stalls}).run().check()
 
 
 def test_embed_goes_through_requantize_between_commands():
