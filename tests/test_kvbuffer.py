@@ -149,3 +149,40 @@ def test_two_large_blocks_at_a_time():
 
     simulate(dut, [sender(dut.cmd, commands), sender(dut.beats, beats, times=sent), late])
     check(cfg, got, words)
+
+
+@pytest.mark.parametrize("is_v", [0, 1])
+def test_nothing_is_written_over_before_it_has_been_read(is_v):
+    """The array stops at each of a block's last words until the free places are filled again."""
+    cfg = config("tiny")
+    dut = KvBuffer(cfg)
+    beats_per_block = cfg.rows * cfg.max_head_chunks
+    words_per_block = beats_per_block // cfg.ports
+    shapes = [(is_v, 12 * cfg.rows, cfg.max_head_chunks)]
+    commands, beats, words = streams(cfg, np.random.default_rng(13), shapes)
+    got = []
+
+    async def stop_and_go(ctx):
+        while len(got) < len(words):
+            await ctx.tick().repeat(beats_per_block + 20)
+            count = min(len(got) + words_per_block - 1, len(words))
+            await receiver(dut.words, count, got)(ctx)
+
+    simulate(dut, [sender(dut.cmd, commands), sender(dut.beats, beats), stop_and_go])
+    check(cfg, got, words)
+
+
+def test_many_small_blocks():
+    """There are more of them than the queue of blocks holds before the array takes the first."""
+    cfg = config("tiny", blocks=8)
+    dut = KvBuffer(cfg)
+    commands, beats, words = streams(cfg, np.random.default_rng(14), [(0, 1, 1), (1, 2, 1)] * 30)
+    sent, got = [], []
+
+    async def late(ctx):
+        await ctx.tick().repeat(500)
+        assert 33 <= len(sent) < len(beats)
+        await receiver(dut.words, len(words), got)(ctx)
+
+    simulate(dut, [sender(dut.cmd, commands), sender(dut.beats, beats, times=sent), late])
+    check(cfg, got, words)
