@@ -39,7 +39,8 @@ def pack_linear(cfg: FabricConfig, weight: np.ndarray, mult: np.ndarray) -> np.n
     mults[:n] = mult
     mults = mults.view(np.uint8).reshape(-1, 1, cfg.word_bytes)
     full = len(tiles) // per_group
-    words = tiles[: full * per_group].reshape(full, -1, cfg.word_bytes)
+    group_words = per_group * k_blocks * cfg.tile_cycles
+    words = tiles[: full * per_group].reshape(full, group_words, cfg.word_bytes)
     words = np.concatenate([mults[:full], words], axis=1).reshape(-1, cfg.word_bytes)
     rest = tiles[full * per_group :].reshape(-1, cfg.word_bytes)
     return np.concatenate([words, *mults[full:], rest])

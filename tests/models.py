@@ -1,0 +1,41 @@
+"""Small random models for tests of everything between the model file and the tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from tokenfabric.host.compile import compile_model
+from tokenfabric.host.image import Image
+from tokenfabric.quant.qmodel import QModel
+from tokenfabric.sim.golden import GoldenDevice
+
+from tokenfabric.config import FabricConfig, preset
+from tokenfabric.shape import ModelShape
+
+SMALL = ModelShape(
+    dim=64, hidden=96, layers=2, heads=4, kv_heads=2, head_dim=16, vocab=96, context=64
+)
+ODD = replace(SMALL, dim=40, hidden=52, heads=3, kv_heads=1, head_dim=20, vocab=77, tied=False)
+DUMPED = 64  # rows of logits that golden() has room for
+
+
+def golden(
+    shape: ModelShape = SMALL, name: str = "pynq-z2", seed: int = 0, context: int | None = None
+) -> tuple[QModel, FabricConfig, Image, GoldenDevice]:
+    """A random model, compiled, and an empty golden device for it."""
+    model, cfg = QModel.random(shape, seed), preset(name)
+    image = compile_model(model, cfg, context=context)
+    return model, cfg, image, GoldenDevice(cfg, image.memory_bytes(DUMPED))
+
+
+def prompt(length: int, vocab: int = SMALL.vocab, seed: int = 0) -> list[int]:
+    return [int(t) for t in np.random.default_rng([seed, length]).integers(0, vocab, length)]
+
+
+def greedy(model: QModel, tokens: list[int], count: int) -> list[int]:
+    """What greedy decoding must give: the whole forward pass again for every token."""
+    tokens = list(tokens)
+    for _ in range(count):
+        tokens.append(int(model.forward(tokens)[-1].argmax()))
+    return tokens[-count:]

@@ -1,0 +1,77 @@
+"""Configs: presets are sound, impossible hardware is refused with the arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+
+from tokenfabric.config import PRESETS, Dram, FabricConfig, preset
+from tokenfabric.errors import UserError
+
+SLOW = Dram(name="ddr", peak_bytes_per_s=4e9, reachable=0.9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"max_rows": 0}, "max_rows = 0 must be positive"),
+        ({"rows": 24}, "rows = 24 must be a power of two"),
+        ({"cols": 4}, "cols = 4 is below 8, the bytes of a 64-bit port beat"),
+        ({"rows": 8, "cols": 16}, "rows = 8 is not a multiple of cols"),
+        ({"ports": 1}, "ports x beat = 1 x 8 = 8 bytes must hold a 16-bit multiplier for each"),
+        ({"rows": 64}, "ports x beat = 4 x 8 = 32 bytes must be a multiple of rows = 64"),
+        ({"ports": 8}, "a tile of 16 x 8 weights lasts 2 cycles at 64 bytes per cycle"),
+        ({"dram": SLOW}, r"4 ports x 8 bytes x 100.0 MHz = 3.20 GB/s is below 1.05 x .* 3.60 GB/s"),
+        ({"weight_fifo_beats": 128}, "weight_fifo_beats = 128 is below two times the 8 x 16"),
+        ({"max_context": 2040}, "max_context = 2040 is not a multiple of rows = 16"),
+        ({"kv_chunks": 1000}, "kv_chunks = 1000 is below four blocks of 256 chunks"),
+    ],
+)
+def test_impossible_hardware_is_refused(changes, text):
+    with pytest.raises(UserError, match=text) as caught:
+        preset("pynq-z2").replace(**changes)
+    assert str(caught.value).startswith("config pynq-z2: ")
+
+
+def test_an_accumulator_that_could_wrap_is_refused(monkeypatch):
+    monkeypatch.setattr("tokenfabric.config.ACC_BITS", 35)
+    with pytest.raises(UserError, match="K = 8192 needs 36-bit accumulators, there are 35"):
+        preset("pynq-z2").replace(name="pynq-z2")
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones():
+    with pytest.raises(UserError, match="no preset 'pynq'; there are: tiny, pynq-z2"):
+        preset("pynq")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_hide_the_longest_stall_and_swallow_the_memory_rate(name):
+    cfg = PRESETS[name]
+    assert cfg.name == name
+    assert cfg.intake_ratio >= 1 and cfg.stall_cycles_hidden > 0 and cfg.macs == cfg.rows * cfg.cols
+
+
+def test_the_preset_for_the_board_meets_what_was_decided_for_it():
+    cfg = PRESETS["pynq-z2"]
+    assert cfg.macs == 128 and cfg.word_bytes == 32
+    assert cfg.weight_fifo_beats * cfg.word_bytes >= 32 * 1024
+    assert sum(cfg.block_ram_bits().values()) <= 112 * 36 * 1024
+
+
+def test_the_fingerprint_is_stable_and_sees_every_field():
+    cfg = PRESETS["pynq-z2"]
+    assert cfg.fingerprint == replace(cfg).fingerprint and len(cfg.fingerprint) == 16
+    changed = {
+        "name": "x",
+        "part": "x",
+        "rows": 32,
+        "cols": 16,
+        "ports": 2,
+        "dram": replace(cfg.dram, reachable=0.9),
+    }
+    # A change of its own must not be refused because of another number.
+    free = cfg.replace(dram=replace(cfg.dram, name="none"), kv_chunks=4096)
+    for field in fields(FabricConfig):
+        value = changed.get(field.name) or 2 * getattr(free, field.name)
+        assert free.replace(**{field.name: value}).fingerprint != free.fingerprint, field.name
