@@ -18,7 +18,7 @@ __all__ += ["Issue", "tag_layout"]
 # Stages of the pipeline, in cycles after a chunk was issued.
 READ = 1  # addresses at the memories
 DATA = 2  # data there
-OPERANDS = 10  # at the lanes' multipliers
+OPERANDS = 11  # at the lanes' multipliers
 PRODUCT = OPERANDS + Lanes.PRODUCT_LATENCY
 RESULT = OPERANDS + Lanes.LATENCY
 MEAN = RESULT - 1  # the mean of K is read so that it meets the rotated K

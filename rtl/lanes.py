@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.rtl.mac import multiply
@@ -13,10 +13,11 @@ from tokenfabric import ops
 __all__ = ["Lane", "Lanes", "ShiftRound", "Sigmoid", "clamp", "delay"]
 
 A_BITS = 18  # operands of the first multiplier
-C_BITS = 17  # second operand of the second: an int16, or one negated
-T_BITS = 25  # first operand of the second
-SUM_BITS = 38
-P1_BITS = 2 * A_BITS
+B_BITS = 25
+T_BITS = 25  # operands of the second
+C_BITS = 17  # an int16, or one negated
+P1_BITS = 40
+SUM_BITS = 39
 
 
 def delay(m: Module, value, cycles: int, name: str, *, reset_less=True):
@@ -75,7 +76,7 @@ class Sigmoid(wiring.Component):
     No multiplier: the 11 x 9 bits of the interpolation are added up in LUTs.
     """
 
-    LATENCY = 6
+    LATENCY = 7
 
     def __init__(self):
         super().__init__({"x": In(signed(ops.ACT_BITS)), "align": In(6), "s": Out(16)})
@@ -85,59 +86,66 @@ class Sigmoid(wiring.Component):
         base_table, rise_table = ops.sigmoid_table()
         m.submodules.base = base = Rom(base_table, 16)
         m.submodules.rise = rise = Rom(rise_table, int(rise_table.max()).bit_length())
-        rem_bits, seg_bits = ops.SIGMOID_REM_BITS, ops.SIGMOID_SEG_BITS
-        z_bits = rem_bits + seg_bits
+        rem_bits, z_bits = ops.SIGMOID_REM_BITS, ops.SIGMOID_REM_BITS + ops.SIGMOID_SEG_BITS
 
-        def stage(n, name, shape):
-            return Signal(shape, name=f"s{n}_{name}", reset_less=True)
+        def stage(n, name, bits):
+            return Signal(bits, name=f"s{n}_{name}", reset_less=True)
 
-        s1_size, s2_z, s2_over = stage(1, "size", 16), stage(2, "z", 31), stage(2, "over", 1)
-        negative = delay(m, self.x[-1], 4, "negative")
+        # |x| << align, in two steps, each saturating to 15 bits
+        s1_size, s2_z, s2_over, s3_z = (
+            stage(1, "size", 16),
+            stage(2, "z", 15),
+            stage(2, "over", 1),
+            stage(3, "z", 15),
+        )
+        step1, step2 = Signal(28), Signal(18)
+        m.d.comb += [
+            step1.eq(s1_size << Cat(Const(0, 2), self.align[2:4])),
+            step2.eq(s2_z << self.align[:2]),
+        ]
         m.d.sync += [
             s1_size.eq(Mux(self.x[-1], -self.x, self.x)),
-            s2_z.eq(s1_size << self.align[:4]),
-            s2_over.eq((self.align[4:] != 0) & (s1_size != 0)),
+            s2_z.eq(step1),
+            s2_over.eq((step1[z_bits:] != 0) | ((self.align[4:] != 0) & (s1_size != 0))),
+            s3_z.eq(step2[:z_bits] | (s2_over | (step2[z_bits:] != 0)).replicate(z_bits)),
         ]
-        z = Mux(s2_over | (s2_z[z_bits:] != 0), Const(-1, unsigned(z_bits)), s2_z[:z_bits])
-        m.d.comb += [base.addr.eq(z[rem_bits:]), rise.addr.eq(z[rem_bits:])]
-
-        s3_base, s3_rise, s3_rem = stage(3, "base", 16), stage(3, "rise", 11), stage(3, "rem", 9)
-        m.d.sync += [s3_base.eq(base.data), s3_rise.eq(rise.data), s3_rem.eq(z[:rem_bits])]
-
-        s4_base, s5_base = stage(4, "base", 16), stage(5, "base", 16)
-        s4_parts = [stage(4, f"part{i}", 14) for i in range(3)]
-        for i, part in enumerate(s4_parts):
-            m.d.sync += part.eq(
-                sum((s3_rise & s3_rem[3 * i + k].replicate(11)) << k for k in range(3))
-            )
-        s5_product = stage(5, "product", 20)
-        s5_negative = delay(m, negative, 1, "s5_negative")
+        # base + (rise * rem >> 9), as three products with 3 bits of rem
+        s4_base, s4_rise, s4_rem = stage(4, "base", 16), stage(4, "rise", 11), stage(4, "rem", 9)
+        s5_base, s5_parts = stage(5, "base", 16), [stage(5, f"part{i}", 14) for i in range(3)]
+        s6_base, s6_product = stage(6, "base", 16), stage(6, "product", 20)
+        s5_negative = delay(m, self.x[-1], 5, "negative")
+        s6_negative = delay(m, s5_negative, 1, "s6_negative")
+        m.d.comb += [base.addr.eq(s3_z[rem_bits:]), rise.addr.eq(s3_z[rem_bits:])]
         m.d.sync += [
-            s4_base.eq(s3_base),
-            s5_product.eq(s4_parts[0] + (s4_parts[1] << 3) + (s4_parts[2] << 6)),
-            s5_base.eq(Mux(negative, -s4_base, s4_base)),  # 2**16 - base
+            s4_base.eq(base.data),
+            s4_rise.eq(rise.data),
+            s4_rem.eq(s3_z[:rem_bits]),
+            s5_base.eq(s4_base),
+            s6_base.eq(Mux(s5_negative, -s5_base, s5_base)),  # 2**16 - base
+            s6_product.eq(s5_parts[0] + (s5_parts[1] << 3) + (s5_parts[2] << 6)),
         ]
-        rise_part = s5_product >> rem_bits
-        m.d.sync += self.s.eq(Mux(s5_negative, s5_base - rise_part, s5_base + rise_part))
+        for i, part in enumerate(s5_parts):
+            bits = [s4_rem[3 * i + k].replicate(11) for k in range(3)]
+            m.d.sync += part.eq(sum((s4_rise & bit) << k for k, bit in enumerate(bits)))
+        rises = s6_product >> rem_bits
+        m.d.sync += self.s.eq(Mux(s6_negative, s6_base - rises, s6_base + rises))
         return m
 
 
 class Lane(wiring.Component):
-    """One lane of :class:`Lanes`; the controls arrive with the stage that uses them.
-
-    ``s<n>_`` inputs count n cycles after the operands.
-    """
+    """One lane of :class:`Lanes`; ``s<n>_`` inputs are due n cycles after the operands."""
 
     def __init__(self):
         super().__init__(
             {
                 "a": In(signed(A_BITS)),
-                "b": In(signed(A_BITS)),
+                "b": In(signed(B_BITS)),
                 "a2": In(signed(ops.ACT_BITS)),
                 "c": In(signed(C_BITS)),
-                "s1_norm": In(1),
-                "s1_shift": In(5),
+                "s1_half": In(P1_BITS - 1),
+                "s2_shift": In(5),
                 "s3_add": In(1),
+                "s3_half": In(SUM_BITS - 1),
                 "s6_shift": In(6),
                 "product": Out(signed(P1_BITS)),
                 "y": Out(signed(ops.ACT_BITS)),
@@ -147,32 +155,32 @@ class Lane(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.first = first = ShiftRound(P1_BITS + 4, 5)
-        m.submodules.second = second = ShiftRound(SUM_BITS)
 
         def stage(n, name, bits):
             return Signal(signed(bits), name=f"s{n}_{name}", reset_less=True)
 
-        s4_t, s4_keep, s5_keep = stage(4, "t", T_BITS), stage(4, "keep", 33), stage(5, "keep", 33)
-        s4_c = delay(m, self.c, 4, "c")
-        s3_a2 = delay(m, self.a2, 3, "a2")
+        s1_p1, s3_p1 = stage(1, "p1", P1_BITS), stage(3, "p1", P1_BITS)
+        s4_t, s4_keep, s5_keep = stage(4, "t", T_BITS), stage(4, "keep", 39), stage(5, "keep", 39)
         s5_p2, s6_sum = stage(5, "p2", SUM_BITS), stage(6, "sum", SUM_BITS)
-        s9_wide = stage(9, "wide", SUM_BITS)
-        m.d.sync += self.product.eq(multiply(self.a, self.b))
-        m.d.comb += [
-            first.x.eq(Mux(self.s1_norm, self.product << 4, self.product)),
-            first.n.eq(self.s1_shift),
-            second.x.eq(s6_sum),
-            second.n.eq(self.s6_shift),
-        ]
-        limited, changed = clamp(s9_wide, ops.ACT_BITS)
+        s7_sum, s8_sum = stage(7, "sum", SUM_BITS), stage(8, "sum", SUM_BITS)
+        s3_shift, s7_shift = (
+            delay(m, self.s2_shift[:4], 1, "s3_shift"),
+            delay(m, self.s6_shift[:4], 1, "s7_shift"),
+        )
+        s3_a2, s4_c = delay(m, self.a2, 3, "a2"), delay(m, self.c, 4, "c")
+        s3_t = s3_p1 >> s3_shift
+        limited, changed = clamp(s8_sum, ops.ACT_BITS)
         m.d.sync += [
-            s4_t.eq(Mux(self.s3_add, s3_a2, first.y)),
-            s4_keep.eq(Mux(self.s3_add, first.y, 0)),
-            s5_keep.eq(s4_keep),
+            s1_p1.eq(multiply(self.a, self.b)),
+            self.product.eq(s1_p1 + self.s1_half),
+            s3_p1.eq(Mux(self.s2_shift[4], self.product >> 16, self.product)),
+            s4_t.eq(Mux(self.s3_add, s3_a2, s3_t)),
+            s4_keep.eq(Mux(self.s3_add, s3_t, self.s3_half)),
             s5_p2.eq(multiply(s4_t, s4_c)),
-            s6_sum.eq(s5_keep + s5_p2),
-            s9_wide.eq(second.y),
+            s5_keep.eq(s4_keep),
+            s6_sum.eq(s5_p2 + s5_keep),
+            s7_sum.eq(s6_sum >> Cat(Const(0, 4), self.s6_shift[4:])),
+            s8_sum.eq(s7_sum >> s7_shift),
             self.y.eq(limited),
             self.saturated.eq(changed),
         ]
@@ -182,12 +190,13 @@ class Lane(wiring.Component):
 class Lanes(wiring.Component):
     """``cols`` lanes of two multipliers: everything the vector unit computes on a chunk.
 
-    ``p1 = a * b`` comes out as ``product`` after PRODUCT_LATENCY cycles. With
-    ``t = rshift_round(p1 << 4 if norm else p1, shift1)``, after LATENCY cycles
-    ``y = saturate(rshift_round(t + a2 * c if add else t * c, shift2), 16)`` and ``saturated`` says
-    where that clamped. One chunk per cycle, no back-pressure; the controls come with the operands.
+    With ``t = rshift_round(a * b, shift1)``, after LATENCY cycles
+    ``y = saturate(rshift_round(t + a2 * c if add else t * c, shift2), 16)``; ``saturated`` says
+    where that clamped. ``product`` is a * b, PRODUCT_LATENCY cycles after operands with shift1 = 0
+    and without ``add``. One chunk per cycle, no back-pressure; controls come with the operands.
 
-    ``t`` is not saturated: it must fit 25 bits (33 with ``add``), and the sum 38 bits. ``ops``
+    What rounding adds goes into the multipliers' own adders, so with ``add`` one of the shifts must
+    be 0. ``t`` is not saturated: it must fit 25 bits (33 with ``add``), and the sum 38. ``ops``
     clamps t to 22 bits in a norm, but |x| <= ||x|| keeps it to 2**20 and a little.
 
     Parameters
@@ -196,23 +205,22 @@ class Lanes(wiring.Component):
 
     Members
     -------
-    a, b : in, signed 18 bits; a2 : in, signed 16; c : in, signed 17; registers, as are all outputs
-    norm, add, shift1, shift2 : in, controls
+    a, b, a2, c : in, signed 18, 25, 16 and 17 bits: registers, to be absorbed by the multipliers
+    add, shift1, shift2 : in, controls
     product, y, saturated : out
     """
 
-    PRODUCT_LATENCY = 1
-    LATENCY = 10
+    PRODUCT_LATENCY = 2
+    LATENCY = 9
 
     def __init__(self, cols: int):
         self.cols = cols
         super().__init__(
             {
                 "a": In(data.ArrayLayout(signed(A_BITS), cols)),
-                "b": In(data.ArrayLayout(signed(A_BITS), cols)),
+                "b": In(data.ArrayLayout(signed(B_BITS), cols)),
                 "a2": In(data.ArrayLayout(signed(ops.ACT_BITS), cols)),
                 "c": In(data.ArrayLayout(signed(C_BITS), cols)),
-                "norm": In(1),
                 "add": In(1),
                 "shift1": In(5),
                 "shift2": In(6),
@@ -224,10 +232,19 @@ class Lanes(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        s1_norm = delay(m, self.norm, 1, "norm")
-        s1_shift = delay(m, self.shift1, 1, "shift1")
-        s3_add = delay(m, self.add, 3, "add")
-        s6_shift = delay(m, self.shift2, 6, "shift2")
+        s1_half = Signal(P1_BITS - 1, reset_less=True)
+        s3_half = Signal(SUM_BITS - 1, reset_less=True)
+        s1_shift2 = Signal(range(SUM_BITS), reset_less=True)
+        early = self.add & (self.shift1 == 0)  # shift2 rounds t + a2 * c: half is added to t
+        m.d.sync += [
+            s1_half.eq((1 << Mux(early, self.shift2[:5], self.shift1)) >> 1),
+            s1_shift2.eq(
+                Mux(self.shift2 < SUM_BITS - 1, self.shift2, SUM_BITS - 1)
+            ),  # 0 from there
+            s3_half.eq((1 << delay(m, s1_shift2, 1, "half")) >> 1),
+        ]
+        s2_shift, s3_add = delay(m, self.shift1, 2, "shift1"), delay(m, self.add, 3, "add")
+        s6_shift = delay(m, s1_shift2, 5, "shift2")
         for i in range(self.cols):
             m.submodules[f"lane{i}"] = lane = Lane()
             m.d.comb += [
@@ -235,9 +252,10 @@ class Lanes(wiring.Component):
                 lane.b.eq(self.b[i]),
                 lane.a2.eq(self.a2[i]),
                 lane.c.eq(self.c[i]),
-                lane.s1_norm.eq(s1_norm),
-                lane.s1_shift.eq(s1_shift),
+                lane.s1_half.eq(s1_half),
+                lane.s2_shift.eq(s2_shift),
                 lane.s3_add.eq(s3_add),
+                lane.s3_half.eq(s3_half),
                 lane.s6_shift.eq(s6_shift),
                 self.product[i].eq(lane.product),
                 self.y[i].eq(lane.y),

@@ -17,7 +17,17 @@ from tokenfabric.rtl.issue import (
     Issue,
     tag_layout,
 )
-from tokenfabric.rtl.lanes import A_BITS, C_BITS, P1_BITS, Lanes, ShiftRound, Sigmoid, clamp, delay
+from tokenfabric.rtl.lanes import (
+    A_BITS,
+    B_BITS,
+    C_BITS,
+    P1_BITS,
+    Lanes,
+    ShiftRound,
+    Sigmoid,
+    clamp,
+    delay,
+)
 from tokenfabric.rtl.layouts import (
     ADDRESS_BITS,
     count_shape,
@@ -96,7 +106,7 @@ class Operands(wiring.Component):
                 "head": In(data.ArrayLayout(ACT, cols)),
                 "factor": In(factor_layout()),
                 "a": Out(data.ArrayLayout(signed(A_BITS), cols)),
-                "b": Out(data.ArrayLayout(signed(A_BITS), cols)),
+                "b": Out(data.ArrayLayout(signed(B_BITS), cols)),
                 "a2": Out(data.ArrayLayout(ACT, cols)),
                 "c": Out(data.ArrayLayout(signed(C_BITS), cols)),
                 "shift1": Out(5),
@@ -114,28 +124,31 @@ class Operands(wiring.Component):
             r.eq(Mux(scaled, self.factor.r, 1)),
             shift1.eq(Mux(scaled, self.factor.shift, Mux(self.swiglu, 12, 0))),
         ]
-        s9_r = delay(m, r, rest, "r")
-        s9_second = delay(m, second, rest, "second")
-        s9_cached = s9_second & self.append
-        s9_a = [self._multiplicand(m, i, s3_x[i]) for i in range(self.cfg.cols)]
-        s9_c = [delay(m, c, 6, f"c{i}") for i, c in enumerate(s3_c)]
+        s10_r = delay(m, r, rest, "r")
+        s10_second = delay(m, second, rest, "second")
+        s10_cached = s10_second & self.append
+        s10_a = [self._multiplicand(m, i, s3_x[i]) for i in range(self.cfg.cols)]
+        s10_c = [delay(m, c, 7, f"c{i}") for i, c in enumerate(s3_c)]
         m.d.sync += [
             self.shift1.eq(delay(m, shift1, rest, "shift1")),
             self.shift2.eq(
-                Mux(self.norm | self.swiglu, self.out_shift, Mux(s9_cached, 0, ops.ROPE_FRAC))
+                Mux(self.norm | self.swiglu, self.out_shift, Mux(s10_cached, 0, ops.ROPE_FRAC))
             ),
         ]
         for i in range(self.cfg.cols):
             m.submodules[f"sigmoid{i}"] = sigmoid = Sigmoid()
             m.d.comb += [sigmoid.x.eq(s3_x[i]), sigmoid.align.eq(self.align)]
-            cos, sin = s9_c[i & ~1], s9_c[i | 1]
-            m.d.sync += [self.a[i].eq(s9_a[i]), self.a2[i].eq(s9_a[i ^ 1])]
+            cos, sin = s10_c[i & ~1], s10_c[i | 1]
+            m.d.sync += [self.a[i].eq(s10_a[i]), self.a2[i].eq(s10_a[i ^ 1])]
             with m.If(self.norm):
-                m.d.sync += [self.b[i].eq(Mux(s9_second, s9_r, s9_a[i])), self.c[i].eq(s9_c[i])]
+                m.d.sync += [
+                    self.b[i].eq(Mux(s10_second, s10_r << 4, s10_a[i])),
+                    self.c[i].eq(s10_c[i]),
+                ]
             with m.Elif(self.swiglu):
-                m.d.sync += [self.b[i].eq(sigmoid.s), self.c[i].eq(s9_c[i])]
-            with m.Elif(s9_cached):
-                m.d.sync += [self.b[i].eq(s9_r), self.c[i].eq(0)]
+                m.d.sync += [self.b[i].eq(sigmoid.s), self.c[i].eq(s10_c[i])]
+            with m.Elif(s10_cached):
+                m.d.sync += [self.b[i].eq(s10_r), self.c[i].eq(0)]
             with m.Else():
                 m.d.sync += [self.b[i].eq(cos), self.c[i].eq(sin if i & 1 else -sin)]
         return m
@@ -160,7 +173,7 @@ class Operands(wiring.Component):
         return s3_x, s3_c
 
     def _multiplicand(self, m: Module, i: int, s3_x):
-        """Stage 9 of a lane: the residual value as the norm sees it, or x."""
+        """Stage 10 of a lane: the residual value as the norm sees it, or x."""
         m.submodules[f"in_shift{i}"] = in_shift = ShiftRound(ops.RES_BITS)
         s3_res, s6_res = (
             Signal(signed(ops.RES_BITS), name=f"s{s}_res{i}", reset_less=True) for s in (3, 6)
@@ -173,7 +186,7 @@ class Operands(wiring.Component):
             s6_res.eq(in_shift.y),
             s7_a.eq(Mux(self.norm, clamp(s6_res, ops.NORM_BITS)[0], s6_x)),
         ]
-        return delay(m, s7_a, 2, f"a{i}")
+        return delay(m, s7_a, 3, f"a{i}")
 
 
 class SquareSum(wiring.Component):
@@ -197,7 +210,7 @@ class SquareSum(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        squares = [self.product[i][:-1] for i in range(self.cols)]
+        squares = [self.product[i][: 2 * ops.NORM_BITS - 1] for i in range(self.cols)]
         chunk = tree(m, squares, lambda a, b: a + b, "sum")
         depth = levels(self.cols)
         valid = delay(m, self.valid, depth, "valid", reset_less=False)
@@ -462,7 +475,6 @@ class VectorUnit(wiring.Component):
             lanes.c.eq(operands.c),
             lanes.shift1.eq(operands.shift1),
             lanes.shift2.eq(operands.shift2),
-            lanes.norm.eq(issue.norm),
             lanes.add.eq(~issue.norm & ~issue.swiglu),
         ]
 

@@ -25,8 +25,8 @@ class Walker(wiring.Component):
 
     Rows ascend; the number of the ``visit``-th is ``target``, looked up outside. A row costs one
     cycle of ``seek``, and one for each row passed over (so the strides need no multiplier); between
-    the chunks of a row no cycle is lost. With ``append`` a head is its chunks (K), one more (SCALE),
-    and its chunks again (V); ``src_at`` counts in the V part only.
+    the chunks of a row no cycle is lost. With ``append`` a head is its chunks (K), one more
+    (SCALE), and its chunks again (V); ``src_at`` counts in the V part only.
 
     Members
     -------

@@ -14,7 +14,6 @@ from tokenfabric.isa import Instruction, Op
 
 TINY = preset("tiny")
 SIXTEEN = preset("pynq-z2")
-STALLS = ("none", "slow", "burst")
 
 
 def pack(values, bits):
@@ -98,7 +97,11 @@ def expected(step, i):
 
 
 def run(step, instructions, stall="none"):
-    """Runs the instructions; returns per instruction (writes, beats, saturations, cycles)."""
+    """Runs the instructions; returns per instruction (writes, beats, saturations, cycles).
+
+    The Writer takes beats as ``stall`` says: always ("none"), one in three cycles ("slow"), or
+    asleep for up to 150 cycles at a time ("burst").
+    """
     cfg = step.cfg
     dut = VectorUnit(cfg)
     rng = np.random.default_rng(len(stall))
@@ -197,13 +200,13 @@ def norms(rng, cases):
     ]
 
 
-@pytest.mark.parametrize("rows,want", [(1, [0]), (3, [1]), (4, [0, 1, 3])])
+@pytest.mark.parametrize("rows,want", [(1, [0]), (4, [1, 3])])
 def test_norm(rows, want):
     rng = np.random.default_rng(rows)
     step = Step(TINY, rng, rows, want)
     step.res[:2] = 2**31 - 1
     step.res[2:4] = -(2**31)
-    step.res[60:64] = 0
+    step.res[100:] = 0
     step.param[5:7] = [[-32768], [32767]]
     cases = [
         (1, 0, 0, 0, 0),
@@ -215,18 +218,15 @@ def test_norm(rows, want):
         (25, 9, 20, 12345, 0),
         (25, 63, 63, 0, 0),
     ]
-    cycles = check(step, norms(rng, cases))
+    zeros = [
+        dataclasses.replace(i, src=100) for i in norms(rng, [(4, 0, 9, 0, 0), (4, 0, 9, 5, 0)])
+    ]
+    cycles = check(step, norms(rng, cases) + zeros)
     if rows == 4:
         assert cycles[6] <= 4 * (2 * 25 + 1) + 60
 
 
-def test_norm_of_zeros():
-    step = Step(TINY, np.random.default_rng(0), 2)
-    step.res[:] = 0
-    check(step, norms(np.random.default_rng(0), [(4, 0, 10, 0, 0), (4, 0, 10, 5, 0)]))
-
-
-@pytest.mark.parametrize("cfg,rows", [(TINY, 1), (TINY, 4), (SIXTEEN, 3)])
+@pytest.mark.parametrize("cfg,rows", [(TINY, 4), (SIXTEEN, 3)])
 def test_rope(cfg, rows):
     rng = np.random.default_rng(rows)
     step = Step(cfg, rng, rows)
@@ -245,8 +245,8 @@ def test_rope(cfg, rows):
         assert time <= rows * (heads * chunks + 1) + 30
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4])
-def test_swiglu(rows):
+def test_swiglu():
+    rows = 3
     rng = np.random.default_rng(rows)
     step = Step(TINY, rng, rows)
     step.out[0:4] = -32768
@@ -275,8 +275,7 @@ def appends(cfg, cases):
     ]
 
 
-@pytest.mark.parametrize("stall", STALLS)
-@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("rows,stall", [(1, "slow"), (4, "none"), (3, "burst")])
 def test_append(rows, stall):
     step = Step(TINY, np.random.default_rng(rows), rows)
     step.out[3:7] = [[-32768], [32767], [0], [0]]  # out of range when rotated
@@ -294,7 +293,7 @@ def test_append(rows, stall):
 
 def test_append_many_rows():
     rng = np.random.default_rng(5)
-    check(Step(SIXTEEN, rng, 16), appends(SIXTEEN, [(3, 2), (1, 16)]), "burst")
+    check(Step(SIXTEEN, rng, 16), appends(SIXTEEN, [(2, 1), (1, 16)]))
 
 
 def test_amax_extremes():
