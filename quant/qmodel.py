@@ -6,17 +6,16 @@ folded into the weights when they were quantized:
 
 - q carries the factor ``log2(e) / (127 * sqrt(head_dim))``, so that a score is
   ``q . k8 * amax >> score_shift`` and the softmax takes it to base 2;
+- each pair of k that RoPE rotates is divided by its ``k_scale``, and the pair of q multiplied;
 - v is ``v8 * v_scale``; v_scale is folded into wv's multipliers and into the columns of wo;
 - the gains of the norms contain ``sqrt(dim)``.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenfabric import ops
+from tokenfabric.container import ALIGN, read_container, write_container
 from tokenfabric.errors import UserError
-from tokenfabric.files import parse_json_object, read_bytes, show, write_file
+from tokenfabric.files import show
 from tokenfabric.fixed import int_limits, round_up, saturate
 from tokenfabric.shape import ModelShape
 from tokenfabric.tensors import TensorClass
@@ -75,7 +75,8 @@ class QLayer:
 
     wq, wk, wv, wo, w1 (gate), w2 (down), w3 (up): Linear, shapes as in the float checkpoint.
     k_mean: int16 [kv_heads, head_dim], subtracted from k after RoPE.
-    v_scale: float32 [kv_heads, head_dim], v = v8 * v_scale; only for dequantizing.
+    k_scale float32 [kv_heads, head_dim // 2], v_scale float32 [kv_heads]: what k (per pair) and v
+    were divided by; only for dequantizing.
     score_shift: of the scores' requantize; score_align: ``align`` of softmax (0..10), the scores
     have ``10 - score_align`` fraction bits. glu_align (0..12), glu_shift: of swiglu; gate has
     ``12 - glu_align`` fraction bits. q_frac, k_frac (before and after RoPE), up_frac, h_frac:
@@ -92,6 +93,7 @@ class QLayer:
     w2: Linear
     w3: Linear
     k_mean: Array
+    k_scale: Array
     v_scale: Array
     score_shift: int
     score_align: int
@@ -171,16 +173,18 @@ class QModel:
         s = self.shape
         found: dict[str, Any] = {"embedding": 2.0**-self.res_frac}
         for i, layer in enumerate(self.layers):
-            per_head = np.repeat(layer.v_scale, s.heads // s.kv_heads, axis=0)
+            group = s.heads // s.kv_heads
+            k_scale = np.repeat(layer.k_scale, 2, axis=1)
             found |= {
                 f"layer{i}.{name}": scale
                 for name, scale in {
                     "attn_norm": 2.0**-layer.attn_norm.frac,
-                    "q": 2.0**-layer.q_frac / q_factor(s.head_dim),
-                    "k": 2.0**-layer.k_frac,
-                    "v": layer.v_scale,
+                    "q": 2.0**-layer.q_frac
+                    / (q_factor(s.head_dim) * np.repeat(k_scale, group, axis=0)),
+                    "k": 2.0**-layer.k_frac * k_scale,
+                    "v": layer.v_scale[:, None],
                     "scores": 2.0**-layer.score_frac * math.log(2),
-                    "att": per_head.reshape(-1) * 2.0**-ops.ATT_FRAC,
+                    "att": np.repeat(layer.v_scale, group * s.head_dim) * 2.0**-ops.ATT_FRAC,
                     "residual_attn": 2.0**-self.res_frac,
                     "ffn_norm": 2.0**-layer.ffn_norm.frac,
                     "gate": 2.0**-layer.gate_frac,
@@ -200,12 +204,12 @@ class QModel:
 
     def write(self, path: str | Path) -> None:
         """Write the model file, whole or not at all. UserError if it cannot be written."""
-        write_file(path, _file_parts(self))
+        _write(path, self)
 
     @classmethod
     def read(cls, path: str | Path) -> QModel:
         """Read a model file. UserError, one line, for anything that is not a sound one."""
-        return _read(Path(path))
+        return _read(path)
 
 
 # --- forward -----------------------------------------------------------------------------------
@@ -318,7 +322,6 @@ def _random(shape: ModelShape, seed: int) -> QModel:
         return Norm(gain.astype(np.int16), in_shift, eps, ops.NORM_T_FRAC + gain_frac - frac, frac)
 
     def layer(i: int) -> QLayer:
-        v_scale = np.full((s.kv_heads, s.head_dim), 6 / 127, np.float32)
         q_frac = frac + math.floor(math.log2(127 * math.sqrt(s.head_dim)))
         return QLayer(
             attn_norm=norm(2 * i),
@@ -331,7 +334,8 @@ def _random(shape: ModelShape, seed: int) -> QModel:
             w2=linear(s.dim, s.hidden, 2.0 ** (res_frac - frac)),
             w3=linear(s.hidden, s.dim, 1),
             k_mean=rng.integers(-(1 << frac), 1 << frac, (s.kv_heads, s.head_dim), np.int16),
-            v_scale=v_scale,
+            k_scale=np.ones((s.kv_heads, s.head_dim // 2), np.float32),
+            v_scale=np.full(s.kv_heads, 6 / 127, np.float32),
             score_shift=q_frac + frac - 8,
             score_align=2,
             glu_align=ops.SIGMOID_FRAC - frac,
@@ -364,12 +368,11 @@ def _random(shape: ModelShape, seed: int) -> QModel:
 
 # --- the model file ----------------------------------------------------------------------------
 #
-# 8 bytes magic and version, 8 bytes length of the header, 32 bytes blake2b of all that follows;
-# the header, JSON; then the arrays, little endian, each at a multiple of 64 bytes of the file.
+# The frame is that of tokenfabric.container. The header holds recipe, shape, every scalar and a
+# table of the arrays that follow: little endian, in the order of _table, each at a multiple of 64.
 
 MAGIC = b"TKFMODL\x01"
-_PREFIX = 8 + 8 + 32
-_ALIGN = 64
+_WRITER = "tokenfabric quantize"
 _SCALARS = {  # name: smallest and largest value
     "in_shift": (0, 31),
     "out_shift": (0, 63),
@@ -401,7 +404,8 @@ def _table(s: ModelShape, tokenizer_bytes: int) -> Iterator[tuple[str, str, tupl
         yield at + "attn_norm.gain", "int16", (s.dim,)
         yield at + "ffn_norm.gain", "int16", (s.dim,)
         yield at + "k_mean", "int16", (s.kv_heads, s.head_dim)
-        yield at + "v_scale", "float32", (s.kv_heads, s.head_dim)
+        yield at + "k_scale", "float32", (s.kv_heads, s.head_dim // 2)
+        yield at + "v_scale", "float32", (s.kv_heads,)
         for name in _LINEARS:
             yield from linear(at + name, *linear_shape(s, name))
     yield "final_norm.gain", "int16", (s.dim,)
@@ -456,56 +460,31 @@ def _scalars(model: QModel) -> dict[str, Any]:
     }
 
 
-def _file_parts(model: QModel) -> list[bytes]:
+def _write(path: str | Path, model: QModel) -> None:
     parts, entries, offset = [], [], 0
     for name, dtype, dims in _table(model.shape, len(model.tokenizer)):
         array = _lookup(model, name)
         assert array.dtype == dtype and array.shape == dims, (name, array.dtype, array.shape)
         entries.append({"name": name, "dtype": dtype, "shape": dims, "offset": offset})
         data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
-        parts += [data, bytes(round_up(len(data), _ALIGN) - len(data))]
-        offset += round_up(len(data), _ALIGN)
+        parts += [data, bytes(round_up(len(data), ALIGN) - len(data))]
+        offset += round_up(len(data), ALIGN)
     header = {"recipe": model.recipe, "shape": asdict(model.shape)}
     header |= {"model": _scalars(model), "tensors": entries}
-    text = json.dumps(header).encode()
-    text += b" " * (-(_PREFIX + len(text)) % _ALIGN)
-    digest = blake2b(digest_size=32)
-    for part in (text, *parts):
-        digest.update(part)
-    return [MAGIC, len(text).to_bytes(8, "little"), digest.digest(), text, *parts]
+    write_container(path, MAGIC, header, parts)
 
 
-def _read(path: Path) -> QModel:
-    data = read_bytes(path)
-    again = "quantize the checkpoint again"
-    if data[: len(MAGIC) - 1] != MAGIC[:-1]:
-        raise UserError(
-            f"{path}: begins with {show(data[:8])}, a model file begins with {show(MAGIC)}; "
-            "give a file that 'tokenfabric quantize' wrote"
-        )
-    if data[: len(MAGIC)] != MAGIC:
-        raise UserError(
-            f"{path}: is a model file of version {data[7] if len(data) > 7 else 'none'}, "
-            f"this program reads version {MAGIC[7]}; {again}"
-        )
-    length = int.from_bytes(data[8:16], "little")
-    if len(data) < _PREFIX or length > len(data) - _PREFIX:
-        raise UserError(
-            f"{path}: the header has {length} bytes, the file {len(data)} in all; "
-            f"it is truncated: {again}"
-        )
-    if blake2b(memoryview(data)[_PREFIX:], digest_size=32).digest() != data[16:_PREFIX]:
-        raise UserError(f"{path}: the checksum is wrong, the file is damaged; {again}")
-    header = parse_json_object(f"{path} (header)", data[_PREFIX : _PREFIX + length])
+def _read(path: str | Path) -> QModel:
+    header, payload = read_container(path, MAGIC, "a model file", _WRITER)
     try:
-        return _from_header(header, data, _PREFIX + length)
+        return _from_header(header, payload)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _from_header(header: dict[str, Any], data: bytes, start: int) -> QModel:
+def _from_header(header: dict[str, Any], data: memoryview) -> QModel:
     """The model, every field of the header compared with what its shape demands."""
-    wrong = "the file was not written by 'tokenfabric quantize': quantize the checkpoint again"
+    wrong = f"the file was not written by '{_WRITER}': quantize the checkpoint again"
 
     def section(where: str, found: Any, names: tuple[str, ...]) -> dict[str, Any]:
         if not isinstance(found, dict) or set(found) != set(names):
@@ -550,18 +529,16 @@ def _from_header(header: dict[str, Any], data: bytes, start: int) -> QModel:
         size = math.prod(dims) * np.dtype(dtype).itemsize
         if entry != want:
             raise UserError(f"tensor {show(entry, 120)} must be {show(want, 120)}; {wrong}")
-        if start + offset + size > len(data):
+        if offset + size > len(data):
             raise UserError(
-                f"tensor {name} ends at byte {start + offset + size}, the file has {len(data)}; "
+                f"tensor {name} ends at byte {offset + size} of {len(data)} after the header; "
                 "it is truncated: quantize the checkpoint again"
             )
-        raw = np.frombuffer(
-            data, np.dtype(dtype).newbyteorder("<"), math.prod(dims), start + offset
-        )
+        raw = np.frombuffer(data, np.dtype(dtype).newbyteorder("<"), math.prod(dims), offset)
         arrays[name] = raw.astype(dtype, copy=False).reshape(dims)
-        offset += round_up(size, _ALIGN)
-    if start + offset != len(data):
-        raise UserError(f"{len(data) - start - offset} bytes follow the last tensor; {wrong}")
+        offset += round_up(size, ALIGN)
+    if offset != len(data):
+        raise UserError(f"{len(data) - offset} bytes follow the last tensor; {wrong}")
 
     def linear(where: str, found: Any, source: str | None = None) -> Linear:
         shift = integers(where, section(where, found, ("shift",)), ("shift",))["shift"]
@@ -575,14 +552,15 @@ def _from_header(header: dict[str, Any], data: bytes, start: int) -> QModel:
     def layer(i: int) -> QLayer:
         at, names = f"layer{i}", (*_LINEARS, *_LAYER_SCALARS, "attn_norm", "ffn_norm")
         found = section(at, rows[i], names)
-        v_scale = arrays[at + ".v_scale"]
-        if not (np.isfinite(v_scale).all() and (v_scale > 0).all()):
-            raise UserError(f"{at}.v_scale holds values that are not positive; {wrong}")
+        scales = {name: arrays[f"{at}.{name}"] for name in ("k_scale", "v_scale")}
+        for name, values in scales.items():
+            if not (np.isfinite(values).all() and (values > 0).all()):
+                raise UserError(f"{at}.{name} holds values that are not positive; {wrong}")
         return QLayer(
             attn_norm=norm(at + ".attn_norm", found["attn_norm"]),
             ffn_norm=norm(at + ".ffn_norm", found["ffn_norm"]),
             k_mean=arrays[at + ".k_mean"],
-            v_scale=v_scale,
+            **scales,
             **{name: linear(f"{at}.{name}", found[name]) for name in _LINEARS},
             **integers(at, found, _LAYER_SCALARS),
         )

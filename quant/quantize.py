@@ -1,0 +1,324 @@
+"""From a float checkpoint to the integers of a QModel: binary points, folded constants, weights.
+
+Weights become int8 with a multiplier per output channel. The recipe ``w8`` rounds them with GPTQ:
+the error of every weight is passed on to those not rounded yet, so that what the matrix computes
+from the calibration activations changes least. ``w8-rtn`` rounds to nearest. Activations get a
+power-of-two binary point from the largest calibrated magnitude, with HEADROOM.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from tokenfabric.quant.calibrate import (
+    Array,
+    LayerStats,
+    Progress,
+    Stats,
+    calibrate,
+    calibration_tokens,
+)
+from tokenfabric.quant.checkpoint import Checkpoint, Layer
+from tokenfabric.quant.evaluate import Encoder, read_sequences
+from tokenfabric.quant.qmodel import Linear, Norm, QLayer, QModel, q_factor, scaled_multipliers
+
+from tokenfabric import ops
+from tokenfabric.errors import UserError
+from tokenfabric.files import show
+from tokenfabric.fixed import saturate
+from tokenfabric.shape import ModelShape
+
+RECIPES = {
+    "w8": "8-bit weights per output channel, rounded with GPTQ",
+    "w8-rtn": "8-bit weights per output channel, rounded to nearest",
+}
+HEADROOM = 1  # bits above the largest calibrated activation
+LOGITS_FRAC = 16
+FRAC_LIMIT = 30  # of any tensor; keeps shifts in their range even for a model of zeros
+WEIGHT_MAX = 127
+MULT_MAX = (1 << ops.MULT_BITS) - 1
+GPTQ_DAMP = 0.01
+GPTQ_BLOCK = 64
+
+
+class Words(Encoder, Protocol):
+    """What is needed of a tokenizer."""
+
+    def to_bytes(self) -> bytes: ...
+
+
+def quantize_checkpoint(
+    checkpoint: Checkpoint,
+    tokenizer: Words,
+    recipe: str = "w8",
+    calibration: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> QModel:
+    """Quantize a checkpoint.
+
+    calibration: a file with one text a line; by default texts are sampled from the model, with
+    ``seed``. UserError for an unknown recipe, a tokenizer that does not belong to the checkpoint, a
+    bad calibration file, or a checkpoint that computes NaN or infinity.
+    """
+    shape = checkpoint.shape
+    if recipe not in RECIPES:
+        raise UserError(f"no recipe is called {show(recipe)}; use one of {', '.join(RECIPES)}")
+    if tokenizer.vocab > shape.vocab:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab} tokens, the checkpoint {shape.vocab}; "
+            "give the checkpoint's own tokenizer"
+        )
+    if calibration is not None:
+        sequences = read_sequences(calibration, tokenizer, shape.vocab, shape.context)
+    else:
+        if progress is not None:
+            progress("sampling texts", 0, 0)
+        sequences = calibration_tokens(checkpoint, tokenizer.bos, tokenizer.eos, seed)
+    stats = calibrate(checkpoint, sequences, progress)
+    model = quantize(checkpoint, stats, recipe, progress)
+    model.tokenizer = tokenizer.to_bytes()
+    return model
+
+
+def quantize(
+    checkpoint: Checkpoint, stats: Stats, recipe: str = "w8", progress: Progress | None = None
+) -> QModel:
+    """The quantized model, still without a tokenizer."""
+    s, largest, with_gptq = checkpoint.shape, stats.largest, recipe == "w8"
+    res_max = max(v for name, v in largest.items() if "residual" in name or name == "embedding")
+    res_frac = min(
+        binary_point(res_max, ops.RES_BITS - 1),  # the sum of two must not saturate either
+        _embedding_limit(checkpoint.embedding),
+    )
+    layers = []
+    for i, layer in enumerate(checkpoint.layers):
+        if progress is not None:
+            progress("quantizing", i, s.layers + 1)
+        moments = stats.layers[i].moments if with_gptq else {}
+        layers.append(_quantize_layer(s, i, layer, stats, moments, res_frac))
+
+    if progress is not None:
+        progress("quantizing", s.layers, s.layers + 1)
+    in_max = largest[f"layer{s.layers - 1}.residual"]
+    final = quantize_norm(s, checkpoint.final_norm, in_max, res_frac, largest["final_norm"])
+    logits_frac = min(LOGITS_FRAC, binary_point(largest["logits"], 32))
+    moment = stats.moments.get("final_norm") if with_gptq else None
+    # A tied matrix has two uses and is rounded for the classifier, which matters more: KL 0.00062
+    # (0.00070 if it is rounded for the embedding, 0.00062 with a copy for each; stories260K).
+    (embedding,) = quantize_linears([checkpoint.embedding], moment if s.tied else None, [res_frac])
+    if s.tied:
+        shift = embedding.shift + res_frac - (logits_frac - final.frac)
+        classifier = Linear(embedding.weight, embedding.mult, int(np.clip(shift, 0, 63)))
+        logits_frac += shift - classifier.shift
+    else:
+        (classifier,) = quantize_linears(
+            [checkpoint.classifier], moment, [logits_frac - final.frac]
+        )
+    if progress is not None:
+        progress("quantizing", s.layers + 1, s.layers + 1)
+    return QModel(
+        shape=s,
+        recipe=recipe,
+        res_frac=res_frac,
+        logits_frac=logits_frac,
+        embedding=embedding,
+        layers=layers,
+        final_norm=final,
+        classifier=classifier,
+    )
+
+
+def _quantize_layer(
+    s: ModelShape,
+    number: int,
+    layer: Layer,
+    stats: Stats,
+    moments: Mapping[str, Array],
+    res_frac: int,
+) -> QLayer:
+    """One layer; a matrix whose input has no entry in ``moments`` is rounded to nearest."""
+    its: LayerStats = stats.layers[number]
+    at, largest = f"layer{number}.", stats.largest
+    group = s.heads // s.kv_heads
+
+    def point(name: str) -> int:
+        return binary_point(largest[at + name], ops.ACT_BITS)
+
+    in_max = largest[f"layer{number - 1}.residual" if number else "embedding"]
+    attn_norm = quantize_norm(s, layer.attn_norm, in_max, res_frac, largest[at + "attn_norm"])
+    ffn_norm = quantize_norm(
+        s, layer.ffn_norm, largest[at + "residual_attn"], res_frac, largest[at + "ffn_norm"]
+    )
+
+    # The divisors are rounded to the float32 of the model file: dequantizing undoes what was done.
+    k_scale = (1 / its.pair_scale).astype(np.float32)
+    v_scale = (np.where(its.v_max > 0, its.v_max, 1) / WEIGHT_MAX).astype(np.float32)
+    k_divisor = np.repeat(k_scale.astype(np.float64), 2, axis=1)
+    q_gain = np.repeat(k_divisor, group, axis=0) * q_factor(s.head_dim)
+    v_divisor = np.repeat(v_scale.astype(np.float64), s.head_dim)
+    o_gain = np.repeat(v_divisor.reshape(s.kv_heads, -1), group, axis=0).reshape(-1)
+
+    q_max = float((its.q_max * k_scale).max()) * q_factor(s.head_dim)
+    q_frac = binary_point(q_max, ops.ACT_BITS)
+    k_frac = binary_point(float((its.k_max / k_scale).max()), ops.ACT_BITS)
+    score_frac = binary_point(its.score_max * math.log2(math.e), ops.ACT_BITS)
+    score_frac = int(np.clip(score_frac, 0, min(ops.EXP_FRAC, q_frac + k_frac)))
+    gate_frac = int(np.clip(point("gate"), 0, ops.SIGMOID_FRAC))
+    up_frac = point("up")
+    glu_frac = gate_frac + ops.GLU_T_FRAC_GAIN + up_frac
+    h_frac = min(point("h"), glu_frac)
+    k_mean = saturate(np.round(its.k_mean / k_divisor * 2.0**k_frac), ops.ACT_BITS)
+
+    wq, wk, wv = quantize_linears(
+        [
+            layer.wq * q_gain.reshape(-1, 1),
+            layer.wk / k_divisor.reshape(-1, 1),
+            layer.wv / v_divisor[:, None],
+        ],
+        moments.get("attn_norm"),
+        [q_frac - attn_norm.frac, k_frac - attn_norm.frac, -attn_norm.frac],
+    )
+    moment = moments.get("att")
+    if moment is not None:
+        moment = moment / np.outer(o_gain, o_gain)
+    (wo,) = quantize_linears([layer.wo * o_gain], moment, [res_frac - ops.ATT_FRAC])
+    w1, w3 = quantize_linears(
+        [layer.w1, layer.w3],
+        moments.get("ffn_norm"),
+        [gate_frac - ffn_norm.frac, up_frac - ffn_norm.frac],
+    )
+    (w2,) = quantize_linears([layer.w2], moments.get("h"), [res_frac - h_frac])
+    return QLayer(
+        attn_norm=attn_norm,
+        wq=wq,
+        wk=wk,
+        wv=wv,
+        wo=wo,
+        ffn_norm=ffn_norm,
+        w1=w1,
+        w2=w2,
+        w3=w3,
+        k_mean=k_mean.astype(np.int16),
+        k_scale=k_scale,
+        v_scale=v_scale,
+        score_shift=q_frac + k_frac - score_frac,
+        score_align=ops.EXP_FRAC - score_frac,
+        glu_align=ops.SIGMOID_FRAC - gate_frac,
+        glu_shift=glu_frac - h_frac,
+        q_frac=q_frac,
+        k_frac=k_frac,
+        up_frac=up_frac,
+        h_frac=h_frac,
+    )
+
+
+# --- binary points -----------------------------------------------------------------------------
+
+
+def binary_point(largest: float, bits: int) -> int:
+    """Most fraction bits with which ``largest`` and HEADROOM fit a signed integer of ``bits``."""
+    if largest <= 0:
+        return FRAC_LIMIT
+    return min(FRAC_LIMIT, math.floor(bits - 1 - HEADROOM - math.log2(largest)))
+
+
+def _embedding_limit(embedding: Array) -> int:
+    """Most fraction bits of the residual stream that the multipliers of the embedding allow."""
+    amax = float(np.abs(embedding).max())
+    return FRAC_LIMIT if amax == 0 else math.floor(math.log2(MULT_MAX * WEIGHT_MAX / amax))
+
+
+def quantize_norm(s: ModelShape, gain: Array, in_max: float, res_frac: int, out_max: float) -> Norm:
+    """The integers of a norm whose input and output reach in_max and out_max."""
+    # eps, in units of the squared input, is an unsigned 32-bit integer
+    eps_limit = math.floor(math.log(2**32 / (s.dim * s.norm_eps), 4))
+    in_frac = min(res_frac, binary_point(in_max, ops.NORM_BITS), eps_limit)
+    eps = min(round(s.dim * s.norm_eps * 4.0**in_frac), 2**32 - 1)
+    full = gain.astype(np.float64) * math.sqrt(s.dim)
+    gain_max = max(float(np.abs(full).max()), 2.0**-FRAC_LIMIT)
+    gain_frac = min(FRAC_LIMIT, math.floor(math.log2(32767 / gain_max)))
+    frac = min(binary_point(out_max, ops.ACT_BITS), ops.NORM_T_FRAC + gain_frac)
+    return Norm(
+        gain=np.round(full * 2.0**gain_frac).astype(np.int16),
+        in_shift=res_frac - in_frac,
+        eps=eps,
+        out_shift=ops.NORM_T_FRAC + gain_frac - frac,
+        frac=frac,
+    )
+
+
+# --- weights -----------------------------------------------------------------------------------
+
+
+def quantize_linears(
+    weights: Sequence[Array], moment: Array | None, gains: Sequence[int]
+) -> list[Linear]:
+    """Matrices [out, in] that read the same input, as Linears.
+
+    moment: mean of x x^T of that input, for GPTQ; None, or no input but zeros: round to nearest.
+    gains: per matrix, fraction bits of its output minus those of its input.
+    UserError if a multiplier would need more than 16 bits.
+    """
+    scales: list[tuple[Array, Array, int]] = []
+    for weight, gain in zip(weights, gains, strict=True):
+        amax = np.abs(weight).max(axis=1).astype(np.float64)
+        real = amax / WEIGHT_MAX * 2.0**gain
+        if real.max() > MULT_MAX:
+            raise UserError(
+                f"weights of {amax.max():.3g} are too large for what they compute: a multiplier of "
+                f"{real.max():.3g} exceeds {MULT_MAX}; the checkpoint is corrupt"
+            )
+        mult, shift = scaled_multipliers(real)
+        unit = 2.0 ** -(shift + gain)
+        # The multiplier of a channel far smaller than the largest is coarse: one up, where its
+        # weights would not fit. Codes are chosen for the scale that the integers stand for.
+        mult += amax > (WEIGHT_MAX + 0.5) * unit * mult
+        scales.append((np.where(mult > 0, unit * mult, 1.0), mult, shift))
+    weight = np.concatenate(weights).astype(np.float64)
+    scale = np.concatenate([scale for scale, _, _ in scales])[:, None]
+    if moment is not None and np.trace(moment) > 0:
+        codes = round_gptq(weight / scale, moment)
+    else:
+        codes = _round(weight / scale)
+    ends = np.cumsum([len(weight) for weight in weights])
+    return [
+        Linear(np.ascontiguousarray(codes[end - len(mult) : end], np.int8), mult, shift)
+        for end, (_, mult, shift) in zip(ends, scales, strict=True)
+    ]
+
+
+def _round(x: Array) -> Array:
+    return np.clip(np.round(x), -WEIGHT_MAX, WEIGHT_MAX)
+
+
+def round_gptq(weight: Array, moment: Array) -> Array:
+    """Integers [out, in] near ``weight`` such that ``codes @ x`` is near ``weight @ x``.
+
+    moment: mean of x x^T, [in, in], positive semidefinite, not zero. Rows are independent, so
+    their scales do not matter. Inputs are taken from the largest to the smallest; after each, the
+    inputs not yet taken absorb the error as well as they can, which the Cholesky factor of the
+    inverse of ``moment`` tells. Frantar et al., "GPTQ", 2022; damped as there.
+    """
+    moment = moment.astype(np.float64)
+    size = len(moment)
+    moment[np.diag_indices(size)] += GPTQ_DAMP * np.trace(moment) / size
+    order = np.argsort(-np.diag(moment), kind="stable")
+    spread = np.linalg.cholesky(np.linalg.inv(moment[np.ix_(order, order)])).T
+    left = weight[:, order].T.copy()  # [in, out]: what remains to be represented
+    codes = np.empty_like(left)
+    for begin in range(0, size, GPTQ_BLOCK):
+        end = min(begin + GPTQ_BLOCK, size)
+        errors = np.empty_like(left[begin:end])
+        for j in range(begin, end):
+            codes[j] = _round(left[j])
+            errors[j - begin] = (left[j] - codes[j]) / spread[j, j]
+            left[j + 1 : end] -= spread[j, j + 1 : end, None] * errors[j - begin]
+        left[end:] -= spread[begin:end, end:].T @ errors  # the rest only once per block
+    found = np.empty_like(weight)
+    found[:, order] = codes.T
+    return found
