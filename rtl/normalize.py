@@ -66,19 +66,21 @@ class Normalize(wiring.Component):
 
 
 class _Table(wiring.Component):
-    """``base[seg] - (drop[seg] * rem >> rem_bits)``; ``e`` comes along. One value per cycle.
+    """``(base[seg] - (drop[seg] * rem >> rem_bits)) >> cut``; ``e`` comes along, one per cycle.
 
     Parameters
     ----------
     table : the bases and the drops, as ``ops`` gives them
     rem_bits : width of ``rem``
     e_bits : width of ``e``
+    cut : low bits of the interpolated value that are left out
     """
 
     LATENCY = 3
 
-    def __init__(self, table, rem_bits: int, e_bits: int):
+    def __init__(self, table, rem_bits: int, e_bits: int, cut: int):
         self.base, self.drop = table
+        self.cut = cut
         super().__init__(
             {
                 "seg_valid": In(1),
@@ -86,14 +88,14 @@ class _Table(wiring.Component):
                 "rem": In(rem_bits),
                 "e": In(e_bits),
                 "r_valid": Out(1),
-                "r": Out(int(self.base.max()).bit_length()),
+                "r": Out(int(self.base.max()).bit_length() - cut),
                 "r_e": Out(e_bits),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.base = base = Rom(self.base, len(self.r))
+        m.submodules.base = base = Rom(self.base, len(self.r) + self.cut)
         m.submodules.drop = drop = Rom(self.drop, int(self.drop.max()).bit_length())
         m.d.comb += [base.addr.eq(self.seg), drop.addr.eq(self.seg)]
 
@@ -121,7 +123,7 @@ class _Table(wiring.Component):
             ]
         with m.If(s1_valid):
             m.d.sync += [
-                self.r.eq(s1_base - (s1_product >> len(s0_rem))),
+                self.r.eq((s1_base - (s1_product >> len(s0_rem))) >> self.cut),
                 self.r_e.eq(s1_e),
             ]
         return m
@@ -138,11 +140,11 @@ class _Unit(wiring.Component):
 
     LATENCY = Normalize.LATENCY + _Table.LATENCY
 
-    def __init__(self, bits: int, table, seg_bits: int, rem_bits: int, *, halve_e=False):
+    def __init__(self, bits: int, table, seg_bits: int, rem_bits: int, *, cut=0, halve_e=False):
         self.normalize = Normalize(bits, seg_bits + rem_bits)
         self.halve_e = halve_e
         e_bits = len(self.normalize.e)
-        self.table = _Table(table, rem_bits, max(1, e_bits - 1) if halve_e else e_bits)
+        self.table = _Table(table, rem_bits, max(1, e_bits - 1) if halve_e else e_bits, cut)
         super().__init__(
             {
                 "x_valid": In(1),
@@ -175,15 +177,21 @@ class _Unit(wiring.Component):
 class Recip(_Unit):
     """``ops.recip``: 1/x is about ``r * 2**-16 * 2**-e``."""
 
-    def __init__(self, bits: int):
-        super().__init__(bits, ops.recip_table(), ops.RECIP_SEG_BITS, ops.RECIP_REM_BITS)
+    def __init__(self, bits: int, numerator: float = 1.0):
+        super().__init__(
+            bits,
+            ops.recip_table(numerator),
+            ops.RECIP_SEG_BITS,
+            ops.RECIP_REM_BITS,
+            cut=ops.RECIP_ROUND_BITS,
+        )
 
 
-class Recip127(_Unit):
+class Recip127(Recip):
     """``ops.recip127``: (127/128)/x is about ``r * 2**-16 * 2**-e``."""
 
     def __init__(self, bits: int):
-        super().__init__(bits, ops.recip_table(127 / 128), ops.RECIP_SEG_BITS, ops.RECIP_REM_BITS)
+        super().__init__(bits, 127 / 128)
 
 
 class Rsqrt(_Unit):
