@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from tokenfabric.sim.axi_monitor import AxiProtocolError, SimulationError
 from tokenfabric.sim.dram import DDR3_1050_X16, DramParameters, DramSpec
 from tokenfabric.sim.toolchain import (
     Progress,
@@ -29,23 +30,15 @@ from tokenfabric.errors import UserError
 
 SOURCES = ("harness.cpp", "dram.h")
 VERILATE = ("--cc", "--no-timing", "-O3", "-Wno-fatal", "-Wno-lint", "--noassert")
-COMPILE = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-faligned-new", "-w", "-DVERILATOR=1", "-DVM_COVERAGE=0",
-           "-DVM_SC=0", "-DVM_TIMING=0")  # fmt: skip
+COMPILE = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-faligned-new", "-w", "-DVERILATOR=1",
+           "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0")  # fmt: skip
 FAST = "-O2"  # -Os, Verilator's own choice, runs at half the speed; -O3 is no faster
-SLOW = "-O1"  # constructors and the like, run once
+SLOW = "-O0"  # constructors and the like, run once and half of the code
 SPLIT_ABOVE = 400_000  # bytes of generated C++ worth a second compiler process
 RUN_CHUNK = 1 << 17  # cycles between looks for Ctrl-C
 LITE_CYCLES = 10_000  # a register access without an answer by then never gets one
 
 DEFAULT_BASE = 0x1000_0000
-
-
-class SimulationError(RuntimeError):
-    """The simulated design did what it must not."""
-
-
-class AxiProtocolError(SimulationError):
-    """The design broke a rule of AXI; the text says cycle, port and rule."""
 
 
 class RegisterError(SimulationError):
