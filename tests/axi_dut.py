@@ -28,6 +28,7 @@ class Fault(enum.IntEnum):
     LITE_RDATA_CHANGES = 9
     AWVALID_DROPS = 10
     WVALID_DROPS = 11
+    HALF = 12  # legal: only the lower half of each beat is written
 
 
 def read_ports(prefix: str, port_bytes: int) -> dict:
@@ -181,6 +182,7 @@ class Copier(Component):
         aw_waited, w_waited, flip = Signal(), Signal(), Signal()
         data = Array([f.r_data for f in fifos])[turn]
         ready = Array([f.r_rdy for f in fifos])[turn]
+        all_bytes = (1 << self.port_bytes) - 1
         last_beat = r["beats"] - 1 - (fault == Fault.WLAST_EARLY) + (fault == Fault.WLAST_LATE)
         m.d.comb += [
             p["awvalid"].eq(
@@ -190,7 +192,8 @@ class Copier(Component):
             p["awaddr"].eq(r["destination"] + addressed * (r["beats"] << size)),
             p["awlen"].eq(r["beats"] - 1), p["awsize"].eq(size), p["awburst"].eq(1),
             p["wdata"].eq(data ^ ((fault == Fault.WDATA_CHANGES) & flip)),
-            p["wstrb"].eq(~0), p["wlast"].eq(beat == last_beat),
+            p["wstrb"].eq(Mux(fault == Fault.HALF, all_bytes >> self.port_bytes // 2, all_bytes)),
+            p["wlast"].eq(beat == last_beat),
             p["wvalid"].eq(
                 ready & (written < r["bursts"]) & ~((fault == Fault.WVALID_DROPS) & w_waited)
             ),

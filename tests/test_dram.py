@@ -81,6 +81,34 @@ def test_latency_costs_bandwidth_only_when_too_little_is_in_flight():
     assert at(max_reads=1) < 0.8 * at(max_reads=8)
 
 
+@pytest.mark.parametrize(
+    ("changes", "arguments"),
+    [
+        ({"activate_ns": 200}, {"pattern": "random"}),
+        ({"precharge_ns": 200}, {"pattern": "random"}),
+        ({"row_active_ns": 400}, {"pattern": "random"}),
+        ({"activate_spacing_ns": 150}, {"pattern": "random"}),
+        ({"four_activates_ns": 600}, {"pattern": "random"}),
+        ({"write_recovery_ns": 400}, {"pattern": "random", "reads": False, "writes": True}),
+        ({"write_to_read_ns": 100}, {"writes": True}),
+        ({"read_to_write_ns": 100}, {"writes": True}),
+        ({"refresh_interval_ns": 1000, "refresh_ns": 200}, {}),
+        ({"read_extra_ns": 2}, {}),
+        ({"write_extra_ns": 2}, {"reads": False, "writes": True}),
+        ({"read_fifo_beats": 16, "latency_cycles": 80}, {}),
+    ],
+)
+def test_each_number_costs_bandwidth(changes, arguments):
+    assert total(IDEAL.replace(**changes), **arguments) < 0.9 * total(IDEAL, **arguments)
+
+
+def test_the_controller_looks_ahead():
+    # Opening rows hides behind the data of other banks, unless it sees one burst at a time.
+    slow_rows = IDEAL.replace(activate_ns=50, precharge_ns=50)
+    narrow = slow_rows.replace(read_window=1)
+    assert total(slow_rows, pattern="random") > 1.3 * total(narrow, pattern="random")
+
+
 def test_refresh_takes_its_share():
     without = total(DDR3_1050_X16.replace(refresh_interval_ns=0))
     assert without - total(DDR3_1050_X16) == pytest.approx(100 * 260 / 7800, abs=0.7)

@@ -84,6 +84,14 @@ def test_copies_under_every_throttle(ports, port_bytes, stalls, latency):
     assert axi.writes == [(0, BASE + SIZE // 2 + i * size, 16) for i in range(9)]
 
 
+def test_strobes():
+    before, after, _, _ = copy(fault=Fault.HALF)
+    expected = before.copy().reshape(-1, 8)
+    rows = SIZE // 2 // 8
+    expected[rows : rows + 9 * 16, :4] = before.reshape(-1, 8)[: 9 * 16, :4]
+    assert np.array_equal(after, expected.ravel())
+
+
 @pytest.mark.parametrize("where", [-128, SIZE - 128, SIZE])
 @pytest.mark.parametrize("side", ["source", "destination"])
 def test_outside_gets_decerr(where, side):

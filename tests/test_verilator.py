@@ -115,6 +115,57 @@ def test_runs_repeat_and_seeds_differ(make_top):
     assert len({cycles(seed) for seed in range(1, 6)}) > 1
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_strobes(make_top, shape):
+    top = make_top(shape)
+    width = top.port_bytes
+    before = top.memory.copy().reshape(-1, width)
+    copy(top, bursts=5, fault=Fault.HALF)
+    rows = SIZE // 2 // width
+    expected = before.copy()
+    expected[rows : rows + 80, : width // 2] = before[:80, : width // 2]
+    assert np.array_equal(top.memory, expected.ravel())
+
+
+def begin(top: VerilatedTop, bursts: int) -> None:
+    for register, value in ((SOURCE, top.base), (DESTINATION, top.base + SIZE // 2),
+                            (BURSTS, bursts), (BEATS, 16), (START, 1)):  # fmt: skip
+        top.write32(register, value)
+
+
+def step_until(top: VerilatedTop, condition) -> None:
+    for _ in range(5000):
+        if condition():
+            return
+        top.run(1, until_idle=False)
+    raise AssertionError("5000 cycles")
+
+
+def test_memory_changes_with_the_response(make_top):
+    top = make_top(dram=IDEAL.replace(latency_cycles=200))
+    before = top.memory.copy()
+    begin(top, 1)
+    step_until(top, lambda: top.counters(0).write_bytes == 128)
+    written = top.cycles
+    step_until(top, lambda: not np.array_equal(top.memory, before))
+    assert top.cycles - written >= 200
+    step_until(top, lambda: top.irq)
+    assert is_copied(top, before, 128)
+
+
+@pytest.mark.parametrize(("cycles", "seen"), [(50, True), (150, False)])
+def test_memory_is_read_half_the_latency_after_the_address(make_top, cycles, seen):
+    top = make_top(dram=IDEAL.replace(latency_cycles=200))
+    begin(top, 1)
+    step_until(top, lambda: top.counters(0).read_bursts == 1)
+    top.run(cycles, until_idle=False)
+    before = top.memory[:128].copy()
+    top.memory[:128] ^= 255
+    top.run(LIMIT)
+    expected = before ^ 255 if seen else before
+    assert np.array_equal(top.memory[SIZE // 2 : SIZE // 2 + 128], expected)
+
+
 def test_latency_changes_time_and_never_data(make_top):
     cycles = []
     for latency in (10, 40, 200):
@@ -160,11 +211,7 @@ def test_run_counts_cycles(make_top):
     assert top.run(verilator.RUN_CHUNK + 17, until_idle=False) == verilator.RUN_CHUNK + 17
     assert top.cycles == start + verilator.RUN_CHUNK + 17
     assert top.irq and top.run(1000) == 0
-    top.write32(BURSTS, 1000)
-    top.write32(BEATS, 16)
-    top.write32(SOURCE, top.base)
-    top.write32(DESTINATION, top.base + SIZE // 2)
-    top.write32(START, 1)
+    begin(top, 1000)
     assert top.run(100) == 100 and not top.irq
     assert top.read32(STATUS) == 1
 
@@ -172,11 +219,7 @@ def test_run_counts_cycles(make_top):
 def test_reset_in_the_middle_of_a_run(make_top):
     top = make_top()
     top.throttle(5)
-    top.write32(BURSTS, 1000)
-    top.write32(BEATS, 16)
-    top.write32(SOURCE, top.base)
-    top.write32(DESTINATION, top.base + SIZE // 2)
-    top.write32(START, 1)
+    begin(top, 1000)
     top.run(999)
     top.reset()
     assert top.irq and top.read32(STATUS) == 0
@@ -255,7 +298,6 @@ def test_the_nth_read_fails(make_top):
 def test_a_stuck_port_stops_the_design_and_not_the_simulation(make_top):
     top = make_top()
     top.stick(1)
-    top.write32(BURSTS, 50)
     assert copy(top) == LIMIT
     assert top.counters(1).read_bursts == 0 and top.counters(1).read_address_stalls > LIMIT / 2
     top.stick(1, False)
