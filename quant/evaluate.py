@@ -97,8 +97,8 @@ def compare(
             "evaluate against the checkpoint that was quantized"
         )
     saturations = {kind.name.lower(): 0 for kind in TensorClass}
-    kl = same = tokens = predicted = 0
-    nll = nll_float = 0.0
+    same = tokens = predicted = 0
+    kl = nll = nll_float = 0.0
     for n, ids in enumerate(sequences):
         want = _log_softmax(float_model.forward(checkpoint, ids).astype(np.float64))
         logits = model.forward(ids, saturations=saturations)

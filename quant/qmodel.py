@@ -258,9 +258,9 @@ def _forward(
         note(at + "k_amax", amax)
 
         scores, att = [], []
-        for h in range(s.heads):
-            kv = h // (s.heads // s.kv_heads)
-            wide = ops.requantize(ops.matmul(q[:, h], k8[:, kv]), amax[:, kv], w.score_shift)
+        for head in range(s.heads):
+            kv = head // (s.heads // s.kv_heads)
+            wide = ops.requantize(ops.matmul(q[:, head], k8[:, kv]), amax[:, kv], w.score_shift)
             wide = np.where(causal, wide, int_limits(ops.ACT_BITS)[0])
             scores.append(narrow(wide, ops.ACT_BITS, TensorClass.SCORES))
             p, total = ops.softmax(scores[-1], causal, w.score_align)
@@ -469,7 +469,7 @@ def _write(path: str | Path, model: QModel) -> None:
         data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
         parts += [data, bytes(round_up(len(data), ALIGN) - len(data))]
         offset += round_up(len(data), ALIGN)
-    header = {"recipe": model.recipe, "shape": asdict(model.shape)}
+    header: dict[str, Any] = {"recipe": model.recipe, "shape": asdict(model.shape)}
     header |= {"model": _scalars(model), "tensors": entries}
     write_container(path, MAGIC, header, parts)
 
@@ -552,18 +552,13 @@ def _from_header(header: dict[str, Any], data: memoryview) -> QModel:
     def layer(i: int) -> QLayer:
         at, names = f"layer{i}", (*_LINEARS, *_LAYER_SCALARS, "attn_norm", "ffn_norm")
         found = section(at, rows[i], names)
-        scales = {name: arrays[f"{at}.{name}"] for name in ("k_scale", "v_scale")}
-        for name, values in scales.items():
-            if not (np.isfinite(values).all() and (values > 0).all()):
+        fields: dict[str, Any] = {name: linear(f"{at}.{name}", found[name]) for name in _LINEARS}
+        fields |= {name: norm(f"{at}.{name}", found[name]) for name in ("attn_norm", "ffn_norm")}
+        fields |= {name: arrays[f"{at}.{name}"] for name in ("k_mean", "k_scale", "v_scale")}
+        for name in ("k_scale", "v_scale"):
+            if not (np.isfinite(fields[name]).all() and (fields[name] > 0).all()):
                 raise UserError(f"{at}.{name} holds values that are not positive; {wrong}")
-        return QLayer(
-            attn_norm=norm(at + ".attn_norm", found["attn_norm"]),
-            ffn_norm=norm(at + ".ffn_norm", found["ffn_norm"]),
-            k_mean=arrays[at + ".k_mean"],
-            **scales,
-            **{name: linear(f"{at}.{name}", found[name]) for name in _LINEARS},
-            **integers(at, found, _LAYER_SCALARS),
-        )
+        return QLayer(**fields, **integers(at, found, _LAYER_SCALARS))
 
     return QModel(
         shape=shape,
