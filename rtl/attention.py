@@ -47,6 +47,8 @@ def attention_job(cfg: FabricConfig) -> data.StructLayout:
 class AttentionPlan(wiring.Component):
     """Cuts an ATTEND into jobs and sends for the K scales, K and V of each, ahead of the compute.
 
+    A job is handed out before its data are sent for: K alone may be more than its buffer holds.
+
     Rows that stand together in one slot form a group. If rows x group fits ``max_rows``, one job
     does all query heads of a KV head with one pass over K and V; otherwise one job per query head.
     """
@@ -121,6 +123,15 @@ class AttentionPlan(wiring.Component):
                 with m.Else():
                     m.d.sync += [kv_head.eq(0), query.eq(0), within.eq(0)]
                     m.d.sync += beats.eq(multiply(positions, cmd.head_chunks))
+                    m.next = "JOB"
+            head_done = together | (within + 1 == cmd.group)
+            heads_done = head_done & (kv_head + 1 == cmd.heads)
+            with m.State("JOB"):  # first: K may not fit the buffer before the job consumes it
+                m.d.comb += [
+                    self.jobs.valid.eq(1),
+                    job.last.eq(heads_done & (following == self.rows)),
+                ]
+                with m.If(self.jobs.ready):
                     m.next = "SCALE"
             with m.State("SCALE"):
                 m.d.comb += [
@@ -131,7 +142,7 @@ class AttentionPlan(wiring.Component):
                 ]
                 with m.If(self.fetch.ready):
                     m.next = "K-BUFFER"
-            for name, is_v, after in (("K", 0, "V-BUFFER"), ("V", 1, "JOB")):
+            for name, is_v, after in (("K", 0, "V-BUFFER"), ("V", 1, "HEAD")):
                 with m.State(f"{name}-BUFFER"):
                     m.d.comb += [self.kv.valid.eq(1), self.kv.payload.is_v.eq(is_v)]
                     with m.If(self.kv.ready):
@@ -145,27 +156,20 @@ class AttentionPlan(wiring.Component):
                     ]
                     with m.If(self.fetch.ready):
                         m.next = after
-            with m.State("JOB"):
-                head_done = together | (within + 1 == cmd.group)
-                heads_done = head_done & (kv_head + 1 == cmd.heads)
-                m.d.comb += [
-                    self.jobs.valid.eq(1),
-                    job.last.eq(heads_done & (following == self.rows)),
-                ]
-                with m.If(self.jobs.ready):
-                    m.next = "SCALE"
-                    m.d.sync += [query.eq(query + job.heads), within.eq(within + 1)]
-                    with m.If(head_done):
-                        m.d.sync += [
-                            within.eq(0),
-                            kv_head.eq(kv_head + 1),
-                            kv_at.eq(kv_at + self.kv_head),
-                            scale_at.eq(scale_at + self.scale_head),
-                        ]
-                    with m.If(heads_done):
-                        m.d.sync += [first.eq(following), count.eq(0)]
-                        m.next = "GROUP"
-                    with m.If(job.last):
+            with m.State("HEAD"):  # to the next query head, KV head or group
+                m.next = "JOB"
+                m.d.sync += [query.eq(query + job.heads), within.eq(within + 1)]
+                with m.If(head_done):
+                    m.d.sync += [
+                        within.eq(0),
+                        kv_head.eq(kv_head + 1),
+                        kv_at.eq(kv_at + self.kv_head),
+                        scale_at.eq(scale_at + self.scale_head),
+                    ]
+                with m.If(heads_done):
+                    m.d.sync += [first.eq(following), count.eq(0)]
+                    m.next = "GROUP"
+                    with m.If(following == self.rows):
                         m.next = "IDLE"
         return m
 

@@ -67,10 +67,13 @@ class Descriptor(wiring.Component):
                     with m.Case(i // 2):
                         m.d.sync += self.job[names[i]].eq(self.beat[:32])
                         m.d.sync += self.job[names[i + 1]].eq(self.beat[32:])
+        # Rows keep 16 bits of their position; what does not fit is beyond every context.
+        first_of_row = count[: (isa.ROW_WORDS // 2 - 1).bit_length()] == 0  # {token, position}
+        beyond = first_of_row & self.beat[48:].any()
         m.d.comb += [
             self.rows_w.en.eq(self.valid & (count >= head)),
             self.rows_w.addr.eq(count - head),
-            self.rows_w.data.eq(self.beat),
+            self.rows_w.data.eq(self.beat | (beyond.replicate(16) << 32)),
         ]
         return m
 

@@ -9,7 +9,7 @@ from tokenfabric.rtl.attention import AttentionPlan
 from tokenfabric.rtl.embed import Embed
 from tokenfabric.rtl.layouts import BeatTag, MatmulDest, MatmulKind
 from tokenfabric.rtl.rows import RowTable
-from tokenfabric.rtl.sequencer import Issue
+from tokenfabric.rtl.sequencer import Descriptor, Issue
 from tokenfabric.sim.golden import GoldenDevice
 
 from tokenfabric import isa, ops
@@ -49,6 +49,39 @@ class WithRows(Elaboratable):
             ctx.set(self.table.w.data, words[2 * pair] | words[2 * pair + 1] << 32)
             await ctx.tick()
         ctx.set(self.table.w.en, 0)
+
+
+# --- Descriptor -------------------------------------------------------------------------------
+
+
+def test_descriptor_and_rows_arrive_in_their_registers():
+    """Random words; a position of more than 16 bits becomes the largest there is."""
+    rng = np.random.default_rng(1)
+    dut = Descriptor(TINY)
+    count = isa.DESCRIPTOR_WORDS + TINY.max_rows * isa.ROW_WORDS
+    words = rng.integers(0, 1 << 32, count, np.uint32)
+    rows = words[isa.DESCRIPTOR_WORDS :].reshape(-1, isa.ROW_WORDS)
+    rows[:, 1] = [0x1234, 0x1_0005, 0xFFFF, 1 << 31]
+    want = rows.copy()
+    want[[1, 3], 1] |= 0xFFFF
+    found = np.zeros_like(rows.reshape(-1, 2))
+    job = {}
+
+    async def bench(ctx):
+        for beat in words.view("<u8").tolist():
+            ctx.set(dut.valid, 1)
+            ctx.set(dut.beat, beat)
+            if ctx.get(dut.rows_w.en):
+                data = ctx.get(dut.rows_w.data)
+                found[ctx.get(dut.rows_w.addr)] = data & 0xFFFFFFFF, data >> 32
+            await ctx.tick()
+            ctx.set(dut.valid, 0)
+            await ctx.tick()
+        job.update({name: ctx.get(dut.job[name]) for name, _ in isa.DESCRIPTOR})
+
+    simulate(dut, [bench])
+    assert job == {name: int(word) for (name, _), word in zip(isa.DESCRIPTOR, words)}
+    assert np.array_equal(found.reshape(want.shape), want)
 
 
 # --- Embed ------------------------------------------------------------------------------------
@@ -192,6 +225,20 @@ def test_attention_plan(name, stall):
     found = [(j.first, j.rows, j.head, j.heads, j.positions) for j in got["jobs"]]
     assert found == 2 * jobs
     assert [j.last for j in got["jobs"]] == 2 * [*[0] * (len(jobs) - 1), 1]
+
+
+def test_a_job_is_handed_out_before_its_data_are_sent_for():
+    """K may not fit the buffer: who takes it out again must have been told by then."""
+    rows = [{"slot": 0, "position": 511, "kv_slot": 0, "scale_slot": 0}]
+    unit = AttentionPlan(TINY)
+    dut, jobs = WithRows(TINY, unit, rows), []
+
+    async def command(ctx):
+        await dut.fill(ctx)
+        await sender(unit.cmd, [fields_of(Instruction(op=Op.ATTEND, heads=1, group=1))])(ctx)
+
+    simulate(dut, [command, receiver(unit.jobs, 1, jobs)], deadline=200)
+    assert jobs[0].positions == 512
 
 
 # --- Issue ------------------------------------------------------------------------------------
