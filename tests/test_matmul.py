@@ -271,11 +271,12 @@ class Bench:
         signals += [source.port.ready for source in sources]
         signals += [port.en for port, _ in reads] + [port.addr for port, _ in reads]
         signals += [getattr(dut, name) for name in self.counts]
-        signals += [dut.param_w.addr, dut.param_w.data]
+        signals += [dut.cmd.ready, dut.param_w.addr, dut.param_w.data]
         async for _, _, *now in ctx.tick().sample(*signals):
             self.cycle += 1
             assert self.cycle < self.deadline, f"no end; {len(self.results)} results so far"
             valid, result, busy, param = now[:4]
+            assert now[16] == (not busy)
             if valid:
                 assert busy or result.dest == MatmulDest.EMBED
                 self.results.append(as_dict(result))
