@@ -21,6 +21,7 @@ Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 TEXTS = 64  # sampled texts and their length
 TEXT_TOKENS = 256
+ACTIVATION_LIMIT = 2.0**40  # no sound model comes near; float32 can still square it
 KEPT_TEXTS = 16  # whose q and k are kept, for what cannot be computed on the fly
 
 
@@ -70,7 +71,7 @@ def calibrate(
     sequences: Sequence[npt.NDArray[np.int64]],
     progress: Progress | None = None,
 ) -> Stats:
-    """Run the float model over the sequences. UserError if it produces NaN or infinity."""
+    """Run the float model over the sequences. UserError if an activation is NaN or absurd."""
     s = checkpoint.shape
     largest: dict[str, float] = {}
     peaks: dict[str, Array] = {}  # largest pairs of q and k, largest v
@@ -85,12 +86,13 @@ def calibrate(
         kind = name.rpartition(".")[2]
         if kind == "scores":
             return
-        if not np.isfinite(x).all():
+        reached = float(np.abs(x).max())
+        if not reached < ACTIVATION_LIMIT:  # NaN, too
             raise UserError(
-                f"the float model's {name} reaches NaN or infinity on the calibration text; "
-                "the checkpoint is corrupt or its training diverged"
+                f"the float model's {name} reaches {reached:.3g} on the calibration text, the "
+                f"limit is {ACTIVATION_LIMIT:.3g}; the checkpoint is corrupt or its training diverged"
             )
-        largest[name] = max(largest.get(name, 0.0), float(np.abs(x).max()))
+        largest[name] = max(largest.get(name, 0.0), reached)
         if kind in ("q", "k"):
             peak(name, np.hypot(x[..., 0::2], x[..., 1::2]))
             if n < KEPT_TEXTS:

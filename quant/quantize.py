@@ -63,7 +63,7 @@ def quantize_checkpoint(
 
     calibration: a file with one text a line; by default texts are sampled from the model, with
     ``seed``. UserError for an unknown recipe, a tokenizer that does not belong to the checkpoint, a
-    bad calibration file, or a checkpoint that computes NaN or infinity.
+    bad calibration file, or a checkpoint that computes nonsense.
     """
     shape = checkpoint.shape
     if recipe not in RECIPES:
