@@ -89,8 +89,8 @@ def calibrate(
         reached = float(np.abs(x).max())
         if not reached < ACTIVATION_LIMIT:  # NaN, too
             raise UserError(
-                f"the float model's {name} reaches {reached:.3g} on the calibration text, the "
-                f"limit is {ACTIVATION_LIMIT:.3g}; the checkpoint is corrupt or its training diverged"
+                f"the float model's {name} reaches {reached:.3g} on the calibration text, "
+                f"the limit is {ACTIVATION_LIMIT:.3g}; the checkpoint is corrupt or diverged"
             )
         largest[name] = max(largest.get(name, 0.0), reached)
         if kind in ("q", "k"):

@@ -558,7 +558,8 @@ def _from_header(header: dict[str, Any], data: memoryview) -> QModel:
         for name in ("k_scale", "v_scale"):
             if not (np.isfinite(fields[name]).all() and (fields[name] > 0).all()):
                 raise UserError(f"{at}.{name} holds values that are not positive; {wrong}")
-        return QLayer(**fields, **integers(at, found, _LAYER_SCALARS))
+        fields |= integers(at, found, _LAYER_SCALARS)
+        return QLayer(**fields)
 
     return QModel(
         shape=shape,
