@@ -106,7 +106,7 @@ class _Writes:
         if not self.complete:
             self.announced.append(beats)
             written = self.beats if len(self.announced) == 1 else 0
-            if written > beats:
+            if written >= beats:
                 self._mismatch(cycle, written, beats)
         elif (written := self.complete.popleft()) != beats:
             self._mismatch(cycle, written, beats)

@@ -222,6 +222,8 @@ class Dram {
     Time extra;
   };
 
+  static int64_t ceil(Time time) { return (time + (1 << kFraction) - 1) >> kFraction; }
+
   void advance(int64_t cycle) {
     const Time now = cycle << kFraction;
     Time next;
@@ -230,7 +232,7 @@ class Dram {
       next = kNever;
     } while (bus_free_ <= now && serve(now, &next));
     if (entries_ > 0) next = std::min(next, std::max(bus_free_, now + 1));
-    wake_ = next == kNever ? kNever : std::max((next + (1 << kFraction) - 1) >> kFraction, cycle + 1);
+    wake_ = next == kNever ? kNever : std::max(ceil(next), cycle + 1);
     for (int i = 0; i < port_count_; ++i) {
       const DramPort& port = ports_[i];
       if (port.reads_admitted != port.reads_accepted) {
@@ -432,7 +434,7 @@ class Dram {
 
   void finish_write(WriteBurst& burst, Time end) {
     burst.served = true;
-    burst.answer = ((end + (1 << kFraction) - 1) >> kFraction) + p_.return_cycles;
+    burst.answer = ceil(end) + p_.return_cycles;
   }
 
   void do_refresh(Time now) {

@@ -336,7 +336,7 @@ class Harness {
     burst.response = check_window(port, "write", aw.address, burst.beats);
     burst.has_address = true;
     if (burst.response != kOkay) ++port.counters.bus_errors;
-    if (burst.received > burst.beats || (burst.has_data && burst.received != burst.beats))
+    if (burst.has_data ? burst.received != burst.beats : burst.received >= burst.beats)
       fail("m_axi_hp%d: %d beats written before an address that announces %d", port.index,
            burst.received, burst.beats);
     ++port.dram->write_addresses;
@@ -445,7 +445,8 @@ class Harness {
     const uint64_t payload = b ? top_.s_axi_ctrl_bresp
                                : top_.s_axi_ctrl_rdata | uint64_t{top_.s_axi_ctrl_rresp} << 32;
     if (l.answer_waiting) {
-      if (!b && !r) return fail("s_axi_ctrl: %s dropped before ready", l.write ? "bvalid" : "rvalid");
+      if (!b && !r)
+        return fail("s_axi_ctrl: %s dropped before ready", l.write ? "bvalid" : "rvalid");
       if (payload != l.answer)
         return fail("s_axi_ctrl: %s changed before ready", l.write ? "bresp" : "rdata or rresp");
     }

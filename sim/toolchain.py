@@ -200,7 +200,7 @@ def run_all(
                     if process.poll() is None and time.monotonic() < deadline:
                         continue
                     text = output.read_text(errors="replace")
-                    log.write(f"$ {' '.join(map(str, process.args))}\n{text}\n")
+                    log.write(f"$ {' '.join(commands[number][1])}\n{text}\n")
                     log.flush()
                     if process.returncode != 0:
                         raise UserError(_failure(label, process.returncode, text))

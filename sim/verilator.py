@@ -177,7 +177,8 @@ class PortCounters:
 
 
 class _Counters(ctypes.Structure):
-    _fields_ = [(field.name, ctypes.c_uint64) for field in fields(PortCounters)]
+    NAMES = tuple(field.name for field in fields(PortCounters))
+    _fields_ = tuple((name, ctypes.c_uint64) for name in NAMES)
 
 
 class VerilatedTop:
@@ -250,7 +251,7 @@ class VerilatedTop:
     @property
     def bus_errors(self) -> list[str]:
         """The first accesses outside the memory, as text."""
-        texts = []
+        texts: list[str] = []
         while (text := self._lib.tf_bus_error(self._live(), len(texts))) is not None:
             texts.append(text.decode())
         return texts
@@ -261,7 +262,7 @@ class VerilatedTop:
             raise ValueError(f"port {port} of {self.ports}")
         counters = _Counters()
         self._lib.tf_counters(self._live(), port, ctypes.byref(counters))
-        return PortCounters(**{name: getattr(counters, name) for name, _ in _Counters._fields_})
+        return PortCounters(**{name: getattr(counters, name) for name in _Counters.NAMES})
 
     def reset(self) -> None:
         """Holds ``rst`` for some cycles and forgets all bursts; memory and counters stay."""

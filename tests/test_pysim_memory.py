@@ -127,6 +127,13 @@ def test_a_broken_rule_raises(fault, text):
         copy(fault=fault, stalls=0.6)
 
 
+@pytest.mark.parametrize("fault", [Fault.WLAST_EARLY, Fault.WLAST_LATE])
+@pytest.mark.parametrize("seed", range(5))
+def test_data_before_its_address_is_checked_too(fault, seed):
+    with pytest.raises(AxiProtocolError, match=r"wlast is|beats written before an address"):
+        copy(beats=5, fault=fault, stalls=0.8, seed=seed)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -357,6 +357,15 @@ def test_a_broken_rule_ends_the_run(make_top, fault, text, seed):
     assert top.last_error == "" and is_copied(top, before, 50 * 128)
 
 
+@pytest.mark.parametrize("fault", [Fault.WLAST_EARLY, Fault.WLAST_LATE])
+@pytest.mark.parametrize("seed", range(20))
+def test_data_before_its_address_is_checked_too(make_top, fault, seed):
+    top = make_top()
+    top.throttle(seed, 0.8)
+    with pytest.raises(AxiProtocolError, match=r"wlast is|beats written before an address"):
+        copy(top, beats=5, fault=fault)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
