@@ -9,6 +9,7 @@ from tokenfabric.quant.qmodel import MAGIC, Linear, Norm, QModel, linear_shape, 
 from tokenfabric import ops
 from tokenfabric.container import read_container, write_container
 from tokenfabric.errors import UserError
+from tokenfabric.files import write_file
 from tokenfabric.shape import NAMED_SHAPES, ModelShape
 from tokenfabric.tensors import TensorClass
 
@@ -381,6 +382,13 @@ def test_writing_is_whole_or_not_at_all(tmp_path, model_file):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match="not a regular file"):
         model.write(tmp_path / "folder")
+
+    def parts():
+        yield b"the first half"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); choose"):
+        write_file(model_file, parts())
     model.recipe = object()  # fails while the header is made
     with pytest.raises(TypeError):
         model.write(model_file)

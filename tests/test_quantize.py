@@ -224,6 +224,30 @@ def test_linears_compute_what_the_floats_do():
         assert a.mult[2] == 0 and a.mult[4] >= 1
 
 
+def test_wo_reads_v8_and_so_does_its_moment():
+    checkpoint = random_checkpoint(TINY, seed=14)
+    checkpoint.layers[0].wv[4:] *= 20  # the second KV head
+    stats = calibrate(checkpoint, sequences(TINY))
+    model = quantize(checkpoint, stats)
+    layer = model.layers[0]
+    per_input = np.repeat(layer.v_scale.astype(np.float64), 2 * TINY.head_dim)
+    assert per_input.max() > 5 * per_input.min()
+    moment = stats.layers[0].moments["att"] / per_input / per_input[:, None]
+    weight = checkpoint.layers[0].wo * per_input
+    unit = layer.wo.mult * 2.0 ** -(layer.wo.shift + model.res_frac - ops.ATT_FRAC)
+    want = round_gptq(weight / unit[:, None], moment)
+    np.testing.assert_array_equal(layer.wo.weight, want)
+    assert (want != np.round(weight / unit[:, None])).any()
+
+
+def test_h_has_no_more_fraction_bits_than_swiglu_makes():
+    checkpoint = random_checkpoint(TINY, seed=15)
+    stats = calibrate(checkpoint, sequences(TINY))
+    stats.largest["layer0.h"] = 1e-7  # as if every gate were closed
+    layer = quantize(checkpoint, stats).layers[0]
+    assert layer.glu_shift == 0 and layer.h_frac == layer.gate_frac + layer.up_frac + 4
+
+
 def test_weights_too_large_for_a_multiplier():
     with pytest.raises(UserError, match=r"weights of 1e\+08 are too large .* corrupt"):
         quantize_linears([np.full((2, 3), 1e8)], None, [0])
@@ -294,6 +318,11 @@ def test_moments_and_ranges_are_those_of_the_traced_tensors():
         for name, moment in layer.moments.items():
             x = whole[f"layer{i}.{name}"]
             np.testing.assert_allclose(moment, x.T @ x / len(x), rtol=1e-3, atol=1e-4)
+        for name, heads in (("q", [0, 0, 1, 1]), ("k", [0, 1])):
+            pairs = whole[f"layer{i}.{name}"].reshape(-1, len(heads), 2, 2)
+            length = np.sqrt((pairs**2).sum(axis=-1)).max(axis=0)
+            want = [length[np.array(heads) == kv].max(axis=0) for kv in (0, 1)]
+            np.testing.assert_allclose(getattr(layer, name + "_max"), want, rtol=1e-5)
         np.testing.assert_array_equal(layer.v_max, np.abs(whole[f"layer{i}.v"]).max(axis=(0, 2)))
         centred = []
         for q, k in zip(found[f"layer{i}.q"], found[f"layer{i}.k"], strict=True):
