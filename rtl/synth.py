@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -162,9 +163,12 @@ def _longest_paths(module: dict[str, Any], target: Target) -> list[dict[str, Any
         if inside is None or cell["type"] in target.lutrams:
             label = next((names[bit] for bit in outputs if bit in names), name)
             ends.update((bit, f"{label} ({cell['type']})") for bit in inputs)
+            if inside is None:
+                names.update((bit, f"{label} ({cell['type']})") for bit in outputs)
         if inside is not None:
-            for bit in outputs:
-                driver[bit] = (name, inside, inputs)
+            memory = cell["type"] in target.lutrams
+            for bit, sources in _dependencies(cell, inputs, outputs, memory):
+                driver[bit] = (name, inside, sources)
     for port in module["ports"].values():
         if port["direction"] == "output":
             ends.update((bit, names[bit]) for bit in port["bits"] if isinstance(bit, int))
@@ -187,7 +191,9 @@ def _worst(
         told.add(signal)
         at = bit
         via: list[str] = []
-        while at in driver and driver[at][2]:
+        seen: set[int] = set()
+        while at in driver and driver[at][2] and at not in seen:
+            seen.add(at)
             at = max(driver[at][2], key=lambda b: depth.get(b, 0))
             if at in names and (not via or via[-1] != names[at]):
                 via.append(names[at])
@@ -218,6 +224,46 @@ def _depths(driver: dict[int, tuple[str, int, list[int]]]) -> dict[int, int]:
     return depth
 
 
+def _dependencies(
+    cell: dict[str, Any], inputs: list[int], outputs: list[int], memory: bool
+) -> Iterator[tuple[int, list[int]]]:
+    """Output bits of a cell and the inputs they depend on within the cycle.
+
+    All inputs, but of a memory only the address that is read, and in a carry chain only the lower
+    bits: a chain may feed its own upper ones, and as a whole it would look like a loop.
+    """
+    pins = cell["connections"]
+    if memory:
+        for pin, bits in pins.items():
+            if cell["port_directions"][pin] == "output":
+                sources = [b for name in _read_address(pin, pins) for b in pins[name]]
+                yield from ((bit, _bits(sources)) for bit in _bits(bits))
+    elif cell["type"].startswith("CARRY"):
+        carry = [*pins.get("CI", []), *pins.get("CYINIT", [])]
+        for index, (o, co) in enumerate(zip(pins["O"], pins["CO"])):
+            sources = carry + pins["S"][: index + 1] + pins["DI"][:index]
+            for bit, these in ((o, sources), (co, [*sources, pins["DI"][index]])):
+                if isinstance(bit, int):
+                    yield bit, _bits(these)
+    else:
+        yield from ((bit, inputs) for bit in outputs)
+
+
+def _read_address(output: str, pins: dict[str, Any]) -> list[str]:
+    """Pins with the address that an output of a LUT memory is read from, Xilinx and ECP5."""
+    if output.startswith("DO") and len(output) == 3:  # RAM32M: ADDRA is read at DOA
+        return [f"ADDR{output[2]}"]
+    if output == "DPO":
+        return [pin for pin in pins if pin.startswith("DPRA")]
+    address = r"RAD|A\d*|A"  # DPR16X4; RAM*X1*, SRL*
+    return [pin for pin in pins if re.fullmatch(address, pin)]
+
+
+def _bits(found: list[Any]) -> list[int]:
+    """Without the constants."""
+    return [bit for bit in found if isinstance(bit, int)]
+
+
 def _pins(cell: dict[str, Any]) -> tuple[list[int], list[int]]:
     """Bits that go into a cell (clocks apart) and bits that come out."""
     inputs: list[int] = []
@@ -225,9 +271,9 @@ def _pins(cell: dict[str, Any]) -> tuple[list[int], list[int]]:
     directions = cell.get("port_directions", {"Y": "output", "RD_DATA": "output"})
     for pin, bits in cell["connections"].items():
         if directions.get(pin) == "output":
-            outputs += [b for b in bits if isinstance(b, int)]
+            outputs += _bits(bits)
         elif pin not in ("C", "CLK", "WCLK"):
-            inputs += [b for b in bits if isinstance(b, int)]
+            inputs += _bits(bits)
     return inputs, outputs
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from tokenfabric.host.compile import compile_model
 from tokenfabric.host.image import Image
+from tokenfabric.host.tokenizer import Tokenizer
 from tokenfabric.quant.qmodel import QModel
 from tokenfabric.sim.golden import GoldenDevice
 
@@ -39,3 +40,25 @@ def greedy(model: QModel, tokens: list[int], count: int) -> list[int]:
     for _ in range(count):
         tokens.append(int(model.forward(tokens)[-1].argmax()))
     return tokens[-count:]
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A tokenizer of bytes alone, as llama2.c's would be with nothing merged."""
+    return Tokenizer(
+        pieces=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        scores=[0.0] * 259,
+        bos=1,
+        eos=[2],
+        special=[0, 1, 2],
+        byte_fallback=True,
+    )
+
+
+SPEAKING = replace(SMALL, vocab=259)
+
+
+def speaking_model() -> QModel:
+    """A random model with a tokenizer; what it says is noise."""
+    model = QModel.random(SPEAKING, 0)
+    model.tokenizer = byte_tokenizer().to_bytes()
+    return model

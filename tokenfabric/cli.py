@@ -75,11 +75,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. 2: bad input, 1: it failed, 130: interrupted."""
+    """Run one command; the exit code. 2: bad input, 1: it failed, 130: interrupted.
+
+    For the main thread, since it looks after SIGTERM while it runs.
+    """
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        signal.signal(signal.SIGTERM, _terminate)
-    except ValueError:  # not the main thread, so signals are somebody else's
-        pass
+        return _guarded(argv)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _guarded(argv: Sequence[str] | None) -> int:
+    """Run one command, and make an exit code and at most one line of every error."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a story may hold what the terminal cannot show
             stream.reconfigure(errors="replace")

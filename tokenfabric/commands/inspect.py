@@ -21,10 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     path = Path(args.file)
     kind = kind_of(path)
-    print(f"{path}: {kind}")
     show = {"model": _model, "image": _image, "checkpoint": _checkpoint}[kind]
-    for line in show(path):
-        print(line)
+    lines = list(show(path))  # all of it before the first line, for it may refuse
+    print("\n".join([f"{path}: {kind}", *lines]))
     return 0
 
 
