@@ -49,8 +49,8 @@ class Issue(wiring.Component):
     """Takes commands and says in each cycle which chunk enters the pipeline (stage 0).
 
     NORM and APPEND pass twice over an item (row, head): a first pass may run up to ITEMS items
-    ahead; a second begins when the item's ``result`` is there. Passes are not interrupted. Chunks
-    that become beats are issued only while there is room for them.
+    ahead, and go before the second, which begins when the item's ``result`` is there. Chunks that
+    become beats are issued only while there is room for them.
 
     Members
     -------
@@ -102,17 +102,16 @@ class Issue(wiring.Component):
             self.want_index.eq(Mux(second.seek, second.visit, first.visit)),
         ]
 
-        locked1, locked2 = Signal(), Signal()  # in the middle of a pass
         ahead, known = Signal(range(ITEMS + 1)), Signal(range(ITEMS + 1))
         room = Signal(range(BEATS + 1), init=BEATS)
         beat, end1, end2 = Signal(), Signal(), Signal()
         m.d.comb += [
-            first.step.eq(two_pass & first.valid & ~locked2 & (locked1 | (ahead != ITEMS))),
+            first.step.eq(two_pass & first.valid & (ahead != ITEMS)),
             second.step.eq(
                 second.valid
                 & ~first.step
                 & (~self.append | (room != 0))
-                & (~two_pass | locked2 | (known != 0))
+                & (~two_pass | (known != 0))
             ),
             beat.eq(second.step & self.append),
             end1.eq(first.step & first.head_last),
@@ -122,12 +121,8 @@ class Issue(wiring.Component):
         with m.If(two_pass):
             m.d.sync += [
                 ahead.eq(ahead + end1 - end2),
-                known.eq(known + self.result - (second.step & ~locked2)),
+                known.eq(known + self.result - end2),
             ]
-        with m.If(first.step):
-            m.d.sync += locked1.eq(~first.head_last)
-        with m.If(second.step & two_pass):
-            m.d.sync += locked2.eq(~second.head_last)
         self._tags(m, first, second, end1, end2)
         return m
 

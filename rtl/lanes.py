@@ -43,30 +43,32 @@ def clamp(value, bits: int):
 class ShiftRound(wiring.Component):
     """``y = rshift_round(x, n)``, LATENCY cycles later, one per cycle; register ``y``.
 
-    Shifts with one more bit below, then adds that bit: the half that rounding adds.
+    Shifts with one more bit below, then adds that bit: the half that rounding adds. Two bits of n
+    per cycle, so that each bit of x costs one LUT per cycle.
 
     Parameters
     ----------
     bits : of x and y, both signed
-    n_bits : of n, unsigned, at most 6
     """
 
-    LATENCY = 2
+    LATENCY = 3
 
-    def __init__(self, bits: int, n_bits: int = 6):
-        super().__init__({"x": In(signed(bits)), "n": In(n_bits), "y": Out(signed(bits))})
+    def __init__(self, bits: int):
+        super().__init__({"x": In(signed(bits)), "n": In(6), "y": Out(signed(bits))})
 
     def elaborate(self, platform):
         m = Module()
-        bits = len(self.x) + 1
-        s1_x, s2_x = (Signal(signed(bits), name=f"s{i}_x", reset_less=True) for i in (1, 2))
-        s1_n = Signal(4, reset_less=True)
+        s1_x, s2_x, s3_x = (
+            Signal(signed(len(self.x) + 1), name=f"s{i}_x", reset_less=True) for i in (1, 2, 3)
+        )
+        s1_n = delay(m, self.n[:4], 1, "s1_n")
+        s2_n = delay(m, s1_n[:2], 1, "s2_n")
         m.d.sync += [
             s1_x.eq(Cat(Const(0, 1), self.x).as_signed() >> Cat(Const(0, 4), self.n[4:])),
-            s1_n.eq(self.n),
-            s2_x.eq(s1_x >> s1_n),
+            s2_x.eq(s1_x >> Cat(Const(0, 2), s1_n[2:])),
+            s3_x.eq(s2_x >> s2_n),
         ]
-        m.d.comb += self.y.eq((s2_x >> 1) + s2_x[0])
+        m.d.comb += self.y.eq((s3_x >> 1) + s3_x[0])
         return m
 
 
@@ -144,9 +146,9 @@ class Lane(wiring.Component):
                 "c": In(signed(C_BITS)),
                 "s1_half": In(P1_BITS - 1),
                 "s2_shift": In(5),
-                "s3_add": In(1),
-                "s3_half": In(SUM_BITS - 1),
-                "s6_shift": In(6),
+                "s4_add": In(1),
+                "s4_half": In(SUM_BITS - 1),
+                "s7_shift": In(6),
                 "product": Out(signed(P1_BITS)),
                 "y": Out(signed(ops.ACT_BITS)),
                 "saturated": Out(1),
@@ -156,31 +158,33 @@ class Lane(wiring.Component):
     def elaborate(self, platform):
         m = Module()
 
-        def stage(n, name, bits):
-            return Signal(signed(bits), name=f"s{n}_{name}", reset_less=True)
+        def stage(name, bits, *numbers):
+            return [Signal(signed(bits), name=f"s{n}_{name}", reset_less=True) for n in numbers]
 
-        s1_p1, s3_p1 = stage(1, "p1", P1_BITS), stage(3, "p1", P1_BITS)
-        s4_t, s4_keep, s5_keep = stage(4, "t", T_BITS), stage(4, "keep", 39), stage(5, "keep", 39)
-        s5_p2, s6_sum = stage(5, "p2", SUM_BITS), stage(6, "sum", SUM_BITS)
-        s7_sum, s8_sum = stage(7, "sum", SUM_BITS), stage(8, "sum", SUM_BITS)
-        s3_shift, s7_shift = (
-            delay(m, self.s2_shift[:4], 1, "s3_shift"),
-            delay(m, self.s6_shift[:4], 1, "s7_shift"),
-        )
-        s3_a2, s4_c = delay(m, self.a2, 3, "a2"), delay(m, self.c, 4, "c")
-        s3_t = s3_p1 >> s3_shift
-        limited, changed = clamp(s8_sum, ops.ACT_BITS)
+        s1_p1, s3_p1, s4_p1 = stage("p1", P1_BITS, 1, 3, 4)
+        (s5_t,), (s6_p2,) = stage("t", T_BITS, 5), stage("p2", SUM_BITS, 6)
+        s5_keep, s6_keep = stage("keep", SUM_BITS, 5, 6)
+        s7_sum, s8_sum, s9_sum, s10_sum = stage("sum", SUM_BITS, 7, 8, 9, 10)
+        s4_a2, s5_c = delay(m, self.a2, 4, "a2"), delay(m, self.c, 5, "c")
+        s3_shift = delay(m, self.s2_shift[:3], 1, "s3_shift")
+        s4_shift = delay(m, s3_shift[0], 1, "s4_shift")
+        s8_shift = delay(m, self.s7_shift[:4], 1, "s8_shift")
+        s9_shift = delay(m, s8_shift[:2], 1, "s9_shift")
+        s4_t = Mux(s4_shift, s4_p1 >> 1, s4_p1)
+        limited, changed = clamp(s10_sum, ops.ACT_BITS)
         m.d.sync += [
             s1_p1.eq(multiply(self.a, self.b)),
             self.product.eq(s1_p1 + self.s1_half),
-            s3_p1.eq(Mux(self.s2_shift[4], self.product >> 16, self.product)),
-            s4_t.eq(Mux(self.s3_add, s3_a2, s3_t)),
-            s4_keep.eq(Mux(self.s3_add, s3_t, self.s3_half)),
-            s5_p2.eq(multiply(s4_t, s4_c)),
-            s5_keep.eq(s4_keep),
-            s6_sum.eq(s5_p2 + s5_keep),
-            s7_sum.eq(s6_sum >> Cat(Const(0, 4), self.s6_shift[4:])),
-            s8_sum.eq(s7_sum >> s7_shift),
+            s3_p1.eq(self.product >> Cat(Const(0, 3), self.s2_shift[3:])),
+            s4_p1.eq(s3_p1 >> Cat(Const(0, 1), s3_shift[1:])),
+            s5_t.eq(Mux(self.s4_add, s4_a2, s4_t)),
+            s5_keep.eq(Mux(self.s4_add, s4_t, self.s4_half)),
+            s6_p2.eq(multiply(s5_t, s5_c)),
+            s6_keep.eq(s5_keep),
+            s7_sum.eq(s6_p2 + s6_keep),
+            s8_sum.eq(s7_sum >> Cat(Const(0, 4), self.s7_shift[4:])),
+            s9_sum.eq(s8_sum >> Cat(Const(0, 2), s8_shift[2:])),
+            s10_sum.eq(s9_sum >> s9_shift),
             self.y.eq(limited),
             self.saturated.eq(changed),
         ]
@@ -211,7 +215,7 @@ class Lanes(wiring.Component):
     """
 
     PRODUCT_LATENCY = 2
-    LATENCY = 9
+    LATENCY = 11
 
     def __init__(self, cols: int):
         self.cols = cols
@@ -233,7 +237,7 @@ class Lanes(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         s1_half = Signal(P1_BITS - 1, reset_less=True)
-        s3_half = Signal(SUM_BITS - 1, reset_less=True)
+        s4_half = Signal(SUM_BITS - 1, reset_less=True)
         s1_shift2 = Signal(range(SUM_BITS), reset_less=True)
         early = self.add & (self.shift1 == 0)  # shift2 rounds t + a2 * c: half is added to t
         m.d.sync += [
@@ -241,10 +245,10 @@ class Lanes(wiring.Component):
             s1_shift2.eq(
                 Mux(self.shift2 < SUM_BITS - 1, self.shift2, SUM_BITS - 1)
             ),  # 0 from there
-            s3_half.eq((1 << delay(m, s1_shift2, 1, "half")) >> 1),
+            s4_half.eq((1 << delay(m, s1_shift2, 2, "half")) >> 1),
         ]
-        s2_shift, s3_add = delay(m, self.shift1, 2, "shift1"), delay(m, self.add, 3, "add")
-        s6_shift = delay(m, s1_shift2, 5, "shift2")
+        s2_shift, s4_add = delay(m, self.shift1, 2, "shift1"), delay(m, self.add, 4, "add")
+        s7_shift = delay(m, s1_shift2, 6, "shift2")
         for i in range(self.cols):
             m.submodules[f"lane{i}"] = lane = Lane()
             m.d.comb += [
@@ -254,9 +258,9 @@ class Lanes(wiring.Component):
                 lane.c.eq(self.c[i]),
                 lane.s1_half.eq(s1_half),
                 lane.s2_shift.eq(s2_shift),
-                lane.s3_add.eq(s3_add),
-                lane.s3_half.eq(s3_half),
-                lane.s6_shift.eq(s6_shift),
+                lane.s4_add.eq(s4_add),
+                lane.s4_half.eq(s4_half),
+                lane.s7_shift.eq(s7_shift),
                 self.product[i].eq(lane.product),
                 self.y[i].eq(lane.y),
                 self.saturated[i].eq(lane.saturated),

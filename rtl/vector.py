@@ -175,22 +175,25 @@ class Operands(wiring.Component):
     def _multiplicand(self, m: Module, i: int, s3_x):
         """Stage 10 of a lane: the residual value as the norm sees it, or x."""
         m.submodules[f"in_shift{i}"] = in_shift = ShiftRound(ops.RES_BITS)
-        s3_res, s6_res = (
-            Signal(signed(ops.RES_BITS), name=f"s{s}_res{i}", reset_less=True) for s in (3, 6)
+        s3_res, s7_res = (
+            Signal(signed(ops.RES_BITS), name=f"s{s}_res{i}", reset_less=True) for s in (3, 7)
         )
-        s7_a = Signal(signed(A_BITS), name=f"s7_a{i}", reset_less=True)
-        s6_x = delay(m, s3_x, 3, f"x{i}")
+        s8_a = Signal(signed(A_BITS), name=f"s8_a{i}", reset_less=True)
+        s7_x = delay(m, s3_x, 4, f"x{i}")
         m.d.comb += [in_shift.x.eq(s3_res), in_shift.n.eq(self.in_shift)]
         m.d.sync += [
             s3_res.eq(self.res[i]),
-            s6_res.eq(in_shift.y),
-            s7_a.eq(Mux(self.norm, clamp(s6_res, ops.NORM_BITS)[0], s6_x)),
+            s7_res.eq(in_shift.y),
+            s8_a.eq(Mux(self.norm, clamp(s7_res, ops.NORM_BITS)[0], s7_x)),
         ]
-        return delay(m, s7_a, 3, f"a{i}")
+        return delay(m, s8_a, 2, f"a{i}")
 
 
 class SquareSum(wiring.Component):
-    """``max(eps + sum of the products from first to last, 1)``; ``sum_valid`` is a pulse."""
+    """``eps`` plus the products from ``first`` to ``last``; ``sum_valid`` is a pulse.
+
+    ``ops`` replaces a sum of 0 by 1: not needed, all that its root will divide is 0 too.
+    """
 
     BITS = 49  # 2**13 squares of up to 2**34, and eps
 
@@ -215,15 +218,9 @@ class SquareSum(wiring.Component):
         depth = levels(self.cols)
         valid = delay(m, self.valid, depth, "valid", reset_less=False)
         first, last = delay(m, self.first, depth, "first"), delay(m, self.last, depth, "last")
-        total = Signal(self.BITS, reset_less=True)
-        complete = Signal()
         with m.If(valid):
-            m.d.sync += total.eq(Mux(first, self.eps, total) + chunk)
-        m.d.sync += [
-            complete.eq(valid & last),
-            self.sum_valid.eq(complete),
-            self.sum.eq(Cat(total[0] | (total == 0), total[1:])),
-        ]
+            m.d.sync += self.sum.eq(Mux(first, self.eps, self.sum) + chunk)
+        m.d.sync += self.sum_valid.eq(valid & last)
         return m
 
 

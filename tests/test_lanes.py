@@ -34,20 +34,20 @@ def stream_through(dut, latency, inputs, outputs):
     return seen
 
 
-@pytest.mark.parametrize("bits,n_bits", [(32, 6), (40, 5), (38, 6)])
-def test_shift_round(bits, n_bits):
+@pytest.mark.parametrize("bits", [32, 40])
+def test_shift_round(bits):
     rng = np.random.default_rng(bits)
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     corners = [0, 1, -1, low, high, high - 1, low + 1]
     x, n = [], []
-    for shift in range(1 << n_bits):
+    for shift in range(64):
         half = min(1 << max(shift - 1, 0), high)
         near = [half, half - 1, -half, -half - 1, 3 * half]
         near += [int(v) for v in rng.integers(low, high, 3, endpoint=True)]
         values = [max(low, min(high, v)) for v in corners + near]
         x += values
         n += [shift] * len(values)
-    got = stream_through(ShiftRound(bits, n_bits), ShiftRound.LATENCY, {"x": x, "n": n}, ["y"])["y"]
+    got = stream_through(ShiftRound(bits), ShiftRound.LATENCY, {"x": x, "n": n}, ["y"])["y"]
     # Python integers: half of 2**63 and the sum with it do not fit int64
     assert got == [(a + (1 << s >> 1)) >> s for a, s in zip(x, n)]
 

@@ -226,6 +226,13 @@ def test_norm(rows, want):
         assert cycles[6] <= 4 * (2 * 25 + 1) + 60
 
 
+def test_norm_of_many_rows():
+    """Both passes look for their rows at the same time."""
+    rng = np.random.default_rng(16)
+    step = Step(SIXTEEN, rng, 16, [0, 1, 4, 5, 9, 10, 12, 15])
+    check(step, norms(rng, [(1, 12, 20, 1, 1), (2, 12, 20, 1, 1), (9, 12, 20, 1, 0)]))
+
+
 @pytest.mark.parametrize("cfg,rows", [(TINY, 4), (SIXTEEN, 3)])
 def test_rope(cfg, rows):
     rng = np.random.default_rng(rows)
@@ -307,7 +314,7 @@ def test_amax_extremes():
     instruction = Instruction(
         op=Op.APPEND, src=3, src_stride=9, heads=1, head_chunks=1, imm=1 << 20, imm2=1 << 24
     )
-    check(step, [instruction, dataclasses.replace(instruction, src=6, heads=1)])
+    check(step, [dataclasses.replace(instruction, src=src) for src in (3, 6, 9)])
 
 
 def test_all_operations_in_turn():
