@@ -233,19 +233,22 @@ class AttentionControl(wiring.Component):
         pair, pairs = Signal(index_shape(cfg)), Signal(count_shape(cfg))
         row, head = Signal(count_shape(cfg)), Signal(8)
         for_v = Signal()
-        q_row, q_at = Signal(CHUNK_BITS), Signal(CHUNK_BITS)
-        att_row, att_at = Signal(CHUNK_BITS), Signal(CHUNK_BITS)
+        # Where the pair's q is, or where its result goes: a table needs only one of them.
+        at, row_at = Signal(CHUNK_BITS), Signal(CHUNK_BITS)
         kc = (cfg.k_chunks - 1).bit_length()
         pitch = Signal(8)  # chunks from head to head of q: whole row-blocks
         m.d.comb += pitch.eq(((cmd.head_chunks + (cfg.k_chunks - 1)) >> kc) << kc)
+        base, stride = Mux(for_v, cmd.dst, cmd.src), Mux(for_v, cmd.dst_stride, cmd.src_stride)
+        step = Mux(for_v, cmd.head_chunks, pitch)
+        first, offset = Signal(CHUNK_BITS), Signal(CHUNK_BITS)
         last_head = head + 1 == job.heads
         last_row = row + 1 == job.rows
         score_bits = (cfg.max_context // cfg.cols - 1).bit_length()
         m.d.comb += [
             self.row_index.eq(job.first + row),
             self.table_index.eq(pair),
-            self.table.src.eq(Mux(for_v, Cat(Signal(score_bits), pair), q_at)),
-            self.table.dst.eq(att_at),
+            self.table.src.eq(Mux(for_v, Cat(Signal(score_bits), pair), at)),
+            self.table.dst.eq(at),
             self.table.limit.eq(self.row.position),
         ]
         self._commands(m, cmd, job, pairs, for_v)
@@ -254,8 +257,7 @@ class AttentionControl(wiring.Component):
             m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
                 m.d.comb += [self.cmd.ready.eq(plan.cmd.ready), plan.cmd.valid.eq(self.cmd.valid)]
-                m.d.sync += [cmd.eq(self.cmd.payload), q_row.eq(self.cmd.payload.src)]
-                m.d.sync += att_row.eq(self.cmd.payload.dst)
+                m.d.sync += cmd.eq(self.cmd.payload)
                 with m.If(self.cmd.valid & self.cmd.ready):
                     m.next = "JOB"
             with m.State("JOB"):
@@ -263,19 +265,18 @@ class AttentionControl(wiring.Component):
                 with m.If(jobs.o.valid):
                     m.next = "BEGIN"
             with m.State("BEGIN"):  # both tables are written the same way, one after the other
-                m.d.sync += [row.eq(0), head.eq(0), pair.eq(0)]
                 # Rows ascend by one stride each; a job begins at its first row and head.
-                for at, base, stride, step in (
-                    (q_row, cmd.src, cmd.src_stride, pitch),
-                    (att_row, cmd.dst, cmd.dst_stride, cmd.head_chunks),
-                ):
-                    first = Signal(CHUNK_BITS)
-                    m.d.sync += first.eq(multiply(job.head, step))
-                    offset = Signal(CHUNK_BITS)
-                    m.d.sync += offset.eq(base + multiply(job.first, stride))
-                    m.d.sync += at.eq(offset + first)
-                settle = Signal(2)  # products, then their sums, then the copies
-                m.d.sync += [settle.eq(settle + 1), q_at.eq(q_row), att_at.eq(att_row)]
+                settle = Signal(2)  # products, their sum, its copy
+                m.d.sync += [
+                    row.eq(0),
+                    head.eq(0),
+                    pair.eq(0),
+                    settle.eq(settle + 1),
+                    first.eq(multiply(job.head, step)),
+                    offset.eq(base + multiply(job.first, stride)),
+                    row_at.eq(offset + first),
+                    at.eq(row_at),
+                ]
                 with m.If(settle == 3):
                     m.next = "TABLE"
             with m.State("TABLE"):
@@ -284,16 +285,13 @@ class AttentionControl(wiring.Component):
                     pair.eq(pair + 1),
                     pairs.eq(pair + 1),
                     head.eq(Mux(last_head, 0, head + 1)),
-                    q_at.eq(q_at + pitch),
-                    att_at.eq(att_at + cmd.head_chunks),
+                    at.eq(at + step),
                 ]
                 with m.If(last_head):
                     m.d.sync += [
                         row.eq(row + 1),
-                        q_row.eq(q_row + cmd.src_stride),
-                        q_at.eq(q_row + cmd.src_stride),
-                        att_row.eq(att_row + cmd.dst_stride),
-                        att_at.eq(att_row + cmd.dst_stride),
+                        row_at.eq(row_at + stride),
+                        at.eq(row_at + stride),
                     ]
                     with m.If(last_row):
                         m.next = "MATMUL"

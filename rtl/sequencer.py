@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -18,7 +20,6 @@ from tokenfabric.rtl.layouts import (
     table_entry,
     write_beat,
 )
-from tokenfabric.rtl.mac import multiply
 from tokenfabric.rtl.memory import Ram, read_port, write_port
 from tokenfabric.rtl.rows import want_entry
 
@@ -115,9 +116,9 @@ class ProgramMemory(wiring.Component):
 class Issue(wiring.Component):
     """Issues the instructions of a step in order.
 
-    An instruction starts when its own unit is idle and so is every unit of its wait mask; units that
-    share the row table or a memory port with it are waited for in any case (:data:`SHARES`). About
-    four cycles per instruction that has nothing to wait for.
+    An instruction starts when its own unit is idle and so is every unit of its wait mask; units
+    that share the row table or a memory port with it are waited for in any case (:data:`SHARES`).
+    About four cycles per instruction that has nothing to wait for.
 
     Members: ``start`` (In), ``done`` (Out: END reached, all units idle), ``pc``, ``illegal``;
     ``busy`` (In: bits of ``isa.Unit``); ``program`` (read port); ``job``, ``want_count``,
@@ -126,7 +127,7 @@ class Issue(wiring.Component):
     """
 
     # Issued only while none of these is busy, whatever the program says.
-    SHARES = {
+    SHARES: ClassVar[dict[Op, Unit]] = {
         Op.LOAD: Unit.ARRAY | Unit.ATTENTION,
         Op.EMBED: Unit.EMBED | Unit.ARRAY | Unit.ATTENTION,
         Op.NORM: Unit.VECTOR,
@@ -293,10 +294,10 @@ class Steps(wiring.Component):
     Before each step it checks the rows' positions, lists the rows that want logits and sends for
     their RoPE rows; after it, it takes the chosen tokens, writes the ring and advances the rows.
 
-    Members: ``start`` (In: pulse after all units have been reset), ``stop`` (In: level); ``finished``
-    (Out: the run is over, its writes answered), ``error`` (Out: nonzero for one cycle), ``job``,
-    ``fetch`` (Out), ``stream`` (Out: WeightStream's command), ``row_index``/``row``, ``rows_w`` (row
-    table), ``want_en``/``want_addr``/``want_entry``, ``want_count``, ``best_index``/``best_token``,
+    Members: ``start`` (In: pulse after all units have been reset), ``stop`` (In: level);
+    ``finished`` (Out: the run is over, its writes answered), ``error`` (Out: nonzero for one
+    cycle), ``job``, ``fetch`` (Out), ``stream`` (Out: WeightStream's command),
+    ``row_index``/``row``, ``rows_w`` (row table), ``want_en``/``want_addr``/``want_entry``, ``want_count``, ``best_index``/``best_token``,
     ``beats`` (Out: ring entries), ``writer_idle``, ``cycles``, ``ring_head``, ``issue_start``,
     ``issue_done``, ``loaded`` (In: level: the program's last beat is there).
     """
@@ -409,7 +410,8 @@ class Steps(wiring.Component):
                 m.d.sync += [row.eq(0), want.eq(0)]
                 m.next = "ROW"
             with m.State("ROW"):
-                m.d.sync += rope_at.eq(multiply(self.row.position, job.head_bytes[:16]) << 1)
+                # kv_row - kv_slot is position * head_bytes, and the table holds int16.
+                m.d.sync += rope_at.eq((self.row.kv_row - self.row.kv_slot) << 1)
                 m.next = "ROPE"
                 with m.If(self.row.position >= job.context):
                     m.d.comb += self.error.eq(Error.CONTEXT.value)

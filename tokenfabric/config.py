@@ -188,21 +188,22 @@ class FabricConfig:
         beats = self.weight_fifo_beats * self.ports
         return int(beats * self.port_bytes / (self.peak_bytes_per_cycle * self.dram.reachable))
 
-    def block_ram_bits(self) -> dict[str, int]:
-        """Bits of every memory that is meant for block RAM."""
-        chunk = self.cols * ACT_BITS
+    def block_rams(self) -> dict[str, float]:
+        """36-kbit block RAMs of every memory that is meant for them, as 7-series cuts them."""
+        act, res = self.cols * ACT_BITS, self.cols * RES_BITS
+        group = self.word_bytes // (2 * self.cols)  # chunks that LOAD writes at once
         return {
-            "in": self.in_chunks * chunk,
-            "out": self.out_chunks * chunk,
-            "res": self.res_chunks * self.cols * RES_BITS,
-            "scores": self.score_chunks * chunk,
-            "param": self.param_chunks * chunk,
-            "rope": self.max_rows * self.max_head_chunks * chunk,
-            "weights": self.weight_fifo_beats * self.ports * self.port_bytes * 8,
-            "kv": self.kv_chunks * self.cols * WEIGHT_BITS,
-            "kv_scales": 2 * self.max_context * MULT_BITS,
-            "acc": self.acc_words * self.cols * ACC_BITS,
-            "program": self.program_words * isa.INSTRUCTION_BITS,
+            "in": _block_rams(act * self.k_chunks, self.in_chunks // self.k_chunks),
+            "out": _block_rams(act * 2, self.out_chunks // 2),
+            "res": _block_rams(res, self.res_chunks),
+            "scores": _block_rams(act * self.k_chunks, self.score_chunks // self.k_chunks),
+            "param": _block_rams(act * group, self.param_chunks // group),
+            "rope": _block_rams(act, self.max_rows * self.max_head_chunks),
+            "weights": self.ports * _block_rams(8 * self.port_bytes, self.weight_fifo_beats),
+            "kv": self.ports * _block_rams(8 * self.cols, self.kv_chunks // self.ports),
+            "kv_scales": _block_rams(act, 2 * self.max_context // self.cols),
+            "acc": _block_rams(self.cols * ACC_BITS, self.acc_words),
+            "program": _block_rams(isa.INSTRUCTION_BITS, self.program_words),
         }
 
     @property
@@ -215,6 +216,14 @@ class FabricConfig:
 
     def replace(self, **changes) -> FabricConfig:
         return replace(self, **changes)
+
+
+def _block_rams(width: int, depth: int) -> float:
+    """Blocks of 36 kbit for a memory with one write and one read port: the best of their shapes."""
+    shapes = ((72, 512), (36, 1024), (18, 2048), (9, 4096))
+    halves = ((36, 512), (18, 1024), (9, 2048))
+    whole = min(-(-width // w) * -(-depth // d) for w, d in shapes)
+    return min(whole, min(-(-width // w) * -(-depth // d) for w, d in halves) / 2)
 
 
 PRESETS = {
