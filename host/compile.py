@@ -30,14 +30,14 @@ def pack_linear(cfg: FabricConfig, weight: np.ndarray, mult: np.ndarray) -> np.n
     """
     n, k = weight.shape
     k_blocks = ceil_div(k, cfg.rows)
-    tiles = np.zeros((n, k_blocks * cfg.rows), np.int8)
-    tiles[:, :k] = weight
-    tiles = tiles.reshape(n // cfg.cols, cfg.cols, k_blocks, cfg.rows).transpose(0, 2, 1, 3)
+    padded = np.zeros((n, k_blocks * cfg.rows), np.int8)
+    padded[:, :k] = weight
+    tiles = padded.reshape(n // cfg.cols, cfg.cols, k_blocks, cfg.rows).transpose(0, 2, 1, 3)
     tiles = tiles.reshape(n // cfg.cols, -1, cfg.word_bytes).view(np.uint8)
     per_group = cfg.scale_channels // cfg.cols
-    mults = np.zeros(round_up(n, cfg.scale_channels), "<u2")
-    mults[:n] = mult
-    mults = mults.view(np.uint8).reshape(-1, 1, cfg.word_bytes)
+    scales = np.zeros(round_up(n, cfg.scale_channels), "<u2")
+    scales[:n] = mult
+    mults = scales.view(np.uint8).reshape(-1, 1, cfg.word_bytes)
     full = len(tiles) // per_group
     group_words = per_group * k_blocks * cfg.tile_cycles
     words = tiles[: full * per_group].reshape(full, group_words, cfg.word_bytes)

@@ -31,8 +31,8 @@ class DeviceTimeout(RuntimeError):
 class Device(Protocol):
     """An accelerator and its memory. Addresses are bytes from the start of the memory window.
 
-    ``start`` runs the job whose descriptor stands at address 0 (``isa.DESCRIPTOR``). Only one run at
-    a time; ``write`` and ``read`` may be used during one, as on a board.
+    ``start`` runs the job whose descriptor stands at address 0 (``isa.DESCRIPTOR``). Only one run
+    at a time; ``write`` and ``read`` may be used during one, as on a board.
     """
 
     @property

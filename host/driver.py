@@ -34,8 +34,8 @@ class Bus(Protocol):
 class RegisterDevice:
     """A :class:`~tokenfabric.host.device.Device` driven through ``registers.REGISTERS``.
 
-    Checks identity and ABI when made, and opens the whole memory of the bus as the window. UserError
-    if the other side is not an accelerator of this version.
+    Checks identity and ABI when made, and opens the whole memory of the bus as the window.
+    UserError if the other side is not an accelerator of this version.
     """
 
     def __init__(self, bus: Bus, *, watchdog: int = 1 << 20):

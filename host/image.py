@@ -21,7 +21,7 @@ PAGE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryMap:
-    """Device addresses (bytes) and pitches, as in ``isa.DESCRIPTOR``; ``end``: bytes of all but logits.
+    """Device addresses (bytes) and pitches, as in ``isa.DESCRIPTOR``; ``end``: all but logits.
 
     Everything up to ``kv`` is constant and stands in the image; the rest is written by the device.
     """
@@ -51,10 +51,11 @@ class Image:
     """A model compiled for one accelerator.
 
     preset, fingerprint: of the accelerator. rows: rows of a step that the program has room for.
-    context: positions of a slot. layers: of the model. slots: sequences at a time. head_bytes: of a head in the KV cache.
-    logits_frac: fraction bits of the logits. Useful bytes, for ``bandwidth_fraction``: layer_bytes and
-    classifier_bytes of weights, kv_bytes_per_position. layer_macs: multiply-accumulates of the layers
-    per row, without the attention_macs_per_position.
+    context: positions of a slot. layers: of the model. slots: sequences at a time.
+    head_bytes: of a head in the KV cache. logits_frac: fraction bits of the logits.
+    Useful bytes, for ``bandwidth_fraction``: layer_bytes and classifier_bytes of weights,
+    kv_bytes_per_position. layer_macs: multiply-accumulates of the layers per row, without the
+    attention_macs_per_position.
     tokenizer: its bytes. payload: uint8, device memory from address PAGE up to map.kv.
     """
 

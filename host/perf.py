@@ -65,7 +65,9 @@ def session_cycles(jobs: Sequence[Job]) -> tuple[float, float]:
     Autonomous steps count from start to start; where there are none, whole jobs of one token do,
     and at last the prefill.
     """
-    autonomous, single, prefill = [], [], [(0, 0)]
+    autonomous: list[tuple[int, int]] = []
+    single: list[tuple[int, int]] = []
+    prefill = [(0, 0)]
     for job in jobs:
         row = DESCRIPTOR_WORDS + ROW_WORDS * (job.rows - 1)
         position = int(job.descriptor[row + POSITION])

@@ -1,6 +1,6 @@
 """AXI signatures: masters of the memory ports, the AXI4-Lite slave of the control port.
 
-Bursts are INCR, at most 16 beats, full width, one ID (returned in order): a subset of AXI3 and AXI4.
+Bursts are INCR, at most 16 beats, full width, one ID (returned in order): in AXI3 and AXI4 alike.
 Arm, "AMBA AXI Protocol Specification", IHI 0022.
 """
 

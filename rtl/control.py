@@ -123,8 +123,9 @@ class Counters(wiring.Component):
 class Supervisor(wiring.Component):
     """Start, end and error of a run; the watchdog.
 
-    A start waits until no transaction is in flight, resets every unit, and runs. The end, an error, or
-    a reset command halts the memory ports; when what was in flight has arrived, the state changes.
+    A start waits until no transaction is in flight, resets every unit, and runs. The end, an error,
+    or a reset command halts the memory ports; when what was in flight has arrived, the state
+    changes.
     Ports that never become quiet end in ERROR after another watchdog period.
 
     Members: ``start``, ``stop``, ``reset`` (In: commands); ``stop_steps`` (Out: level);

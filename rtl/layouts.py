@@ -81,7 +81,7 @@ def instruction_layout() -> data.StructLayout:
 
 
 def matmul_command(cfg: FabricConfig) -> data.StructLayout:
-    """``shift_odd``: of STREAM's odd column-blocks. ``bits``: 0 saturates to 8, 1 to 16, 2 to 32 bits.
+    """``shift_odd``: of STREAM's odd column-blocks. ``bits``: 0 saturates to 8, 1 to 16, 2 to 32.
     LOAD uses n (words) and param (chunk)."""
     return data.StructLayout(
         {

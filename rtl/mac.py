@@ -10,8 +10,8 @@ __all__ = ["multiply"]
 def multiply(a: Value, b: Value) -> Value:
     """``a * b``, combinational; put a register before and after it so that a DSP absorbs both.
 
-    Widths are limited to what one DSP48E1 multiplies: 25 x 18 signed (an unsigned operand counts one
-    bit more).
+    Widths are limited to what one DSP48E1 multiplies: 25 x 18 signed (an unsigned operand counts
+    one bit more).
     """
     sizes = sorted(len(v) + (0 if v.shape().signed else 1) for v in (a, b))
     if sizes[0] > 18 or sizes[1] > 25:

@@ -27,8 +27,9 @@ def write_port(addr_bits: int, data_bits: int) -> wiring.Signature:
 class Ram(wiring.Component):
     """One write port, one read port, both synchronous; a read in the cycle of a write is old data.
 
-    Addresses are in units of ``unit`` bits. One port may be wider than the other: a wide access takes
-    ``width / unit`` consecutive, aligned units (low address bits ignored), the first in the low bits.
+    Addresses are in units of ``unit`` bits. One port may be wider than the other: a wide access
+    takes ``width / unit`` consecutive, aligned units (low address bits ignored), the first in the
+    low bits.
 
     Parameters
     ----------

@@ -297,7 +297,8 @@ class Steps(wiring.Component):
     Members: ``start`` (In: pulse after all units have been reset), ``stop`` (In: level);
     ``finished`` (Out: the run is over, its writes answered), ``error`` (Out: nonzero for one
     cycle), ``job``, ``fetch`` (Out), ``stream`` (Out: WeightStream's command),
-    ``row_index``/``row``, ``rows_w`` (row table), ``want_en``/``want_addr``/``want_entry``, ``want_count``, ``best_index``/``best_token``,
+    ``row_index``/``row``, ``rows_w`` (row table), ``want_en``/``want_addr``/``want_entry``,
+    ``want_count``, ``best_index``/``best_token``,
     ``beats`` (Out: ring entries), ``writer_idle``, ``cycles``, ``ring_head``, ``issue_start``,
     ``issue_done``, ``loaded`` (In: level: the program's last beat is there).
     """

@@ -87,7 +87,7 @@ def cached_verilog(cfg: FabricConfig, progress: Callable[[str], None] | None = N
 
     from tokenfabric import config, fixed, isa, ops, registers
 
-    contract = [Path(module.__file__) for module in (config, fixed, isa, ops, registers)]
+    contract = [Path(str(module.__file__)) for module in (config, fixed, isa, ops, registers)]
     sources = [*contract, *sorted(Path(rtl.__file__).parent.glob("*.py"))]
     key = digest(repr(cfg), *(path.read_bytes() for path in sources))
 

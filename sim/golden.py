@@ -188,8 +188,8 @@ class GoldenDevice:
             mult = self._embedding(base + 2 * within, 2).view("<u2")[0]
             tile = base + cfg.word_bytes + within // cfg.cols * k_blocks * cfg.macs
             first = tile + within % cfg.cols * cfg.rows
-            w = [self._embedding(first + b * cfg.macs, cfg.rows) for b in range(k_blocks)]
-            w = np.concatenate(w).view(np.int8)[: i.k * cfg.cols]
+            columns = [self._embedding(first + b * cfg.macs, cfg.rows) for b in range(k_blocks)]
+            w = np.concatenate(columns).view(np.int8)[: i.k * cfg.cols]
             wide = ops.requantize(w, int(mult), i.shift)
             self._count(i.sat, wide, 32)
             at = i.dst + row * i.dst_stride

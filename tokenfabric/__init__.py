@@ -1,3 +1,3 @@
-"""From a Llama-style checkpoint to tokens streaming off an FPGA, every step open, every bit checked."""
+"""From a Llama-style checkpoint to tokens streaming off an FPGA, every bit checked."""
 
 __version__ = "0.1.0"

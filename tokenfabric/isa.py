@@ -134,7 +134,7 @@ OPERATIONS: dict[Op, tuple[str, str]] = {
     ),
     Op.MATMUL: (
         "src src_stride dst dst_stride k n mode shift shift2 sat want",
-        "dest[row] = requantize(in[row] @ weights, multipliers, shift or, odd column-blocks, shift2).",
+        "dest[row] = requantize(in[row] @ weights, multipliers, shift or, odd blocks, shift2).",
     ),
     Op.ROPE: (
         "src src_stride dst dst_stride heads head_chunks sat",
@@ -142,8 +142,7 @@ OPERATIONS: dict[Op, tuple[str, str]] = {
     ),
     Op.APPEND: (
         "src src_stride heads head_chunks param imm imm2 sat",
-        "K cache[row] = quantize_k(rope(out[row, K head]), param), its scale, V cache[row] = "
-        "out[row, V head]; K heads, then V heads, from src.",
+        "K cache, K scales[row] = quantize_k(rope(out[row, K]), param), V cache[row] = out[row, V].",
     ),
     Op.ATTEND: (
         "src src_stride dst dst_stride heads group head_chunks shift shift2 imm imm2 sat",
@@ -203,7 +202,7 @@ def decode(data: bytes) -> Instruction:
         values[name] = word & ((1 << width) - 1)
         word >>= width
     values["op"] = Op(values["op"])
-    return Instruction(**values)
+    return Instruction(**values)  # type: ignore[arg-type]
 
 
 def disassemble(instruction: Instruction) -> str:

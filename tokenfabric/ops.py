@@ -251,7 +251,7 @@ def quantize_k(k, mean):
 
 
 def softmax_exp(scores, maximum, align):
-    """``2**(score - maximum)`` scaled by EXP_ONE (24 bits, rounded); scores have frac 10 - align."""
+    """``2**(score - maximum)`` scaled by EXP_ONE (24 bits, rounded); scores: frac 10 - align."""
     d = (np.asarray(maximum, np.int64) - np.asarray(scores, np.int64)) << align
     seg = (d >> EXP_REM_BITS) & ((1 << EXP_SEG_BITS) - 1)
     rem = d & ((1 << EXP_REM_BITS) - 1)

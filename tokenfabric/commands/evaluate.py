@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tokenfabric.commands.inputs import load_checkpoint, load_model, tokenizer_of
+from tokenfabric.commands.inputs import load_model, tokenizer_of
 from tokenfabric.commands.options import add_json, check_output, print_table, write_json
 from tokenfabric.progress import Progress
 
@@ -21,13 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from tokenfabric.quant.checkpoint import load_checkpoint
     from tokenfabric.quant.evaluate import compare, read_sequences
 
     check_output(args.json)
     path = Path(args.model)
     with Progress() as progress:
         model = load_model(path, args.tokenizer, progress)
-        checkpoint, _ = load_checkpoint(Path(args.against), None, need_tokenizer=False)
+        checkpoint = load_checkpoint(Path(args.against))
         tokenizer = tokenizer_of(model.tokenizer, path)
         shape = model.shape
         sequences = read_sequences(args.text, tokenizer, shape.vocab, shape.context)

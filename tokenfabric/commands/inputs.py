@@ -41,16 +41,12 @@ def kind_of(path: Path) -> str:
     return kinds.get(start, "checkpoint")
 
 
-def load_checkpoint(
-    path: Path, tokenizer: str | None, *, need_tokenizer: bool = True
-) -> tuple[Checkpoint, Tokenizer | None]:
+def load_checkpoint(path: Path, tokenizer: str | None) -> tuple[Checkpoint, Tokenizer]:
     """A checkpoint with the tokenizer that was given or lies with it."""
     from tokenfabric.host.tokenizer import find_tokenizer, load_tokenizer
     from tokenfabric.quant.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path)
-    if tokenizer is None and not need_tokenizer:
-        return checkpoint, None
     vocab = checkpoint.shape.vocab
     return checkpoint, load_tokenizer(tokenizer or find_tokenizer(path, vocab), vocab)
 

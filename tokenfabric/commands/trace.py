@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenfabric.commands.inputs import load_checkpoint, load_model, tokenizer_of
+from tokenfabric.commands.inputs import load_model, tokenizer_of
 from tokenfabric.commands.options import add_preset, real
 from tokenfabric.errors import UserError
 from tokenfabric.progress import Progress
@@ -94,8 +94,9 @@ def _against_float(
     import numpy as np
 
     from tokenfabric.quant import float_model
+    from tokenfabric.quant.checkpoint import load_checkpoint
 
-    checkpoint, _ = load_checkpoint(Path(path), None, need_tokenizer=False)
+    checkpoint = load_checkpoint(path)
     rows: list[Row] = []
     scales = model.scales()
 
