@@ -142,7 +142,10 @@ OPERATIONS: dict[Op, tuple[str, str]] = {
     ),
     Op.APPEND: (
         "src src_stride heads head_chunks param imm imm2 sat",
-        "K cache, K scales[row] = quantize_k(rope(out[row, K]), param), V cache[row] = out[row, V].",
+        (
+            "K cache[row] = quantize_k(rope(out[row, K head]), param), its scale, V cache[row] = "
+            "out[row, V head]; K heads, then V heads, from src."
+        ),
     ),
     Op.ATTEND: (
         "src src_stride dst dst_stride heads group head_chunks shift shift2 imm imm2 sat",
