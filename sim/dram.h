@@ -121,7 +121,8 @@ class Dram {
   DramPort& port(int index) { return ports_[index]; }
 
   bool inside(uint64_t address, uint64_t bytes) const {
-    return address >= base_ && address - base_ <= size_ && bytes <= size_ - (address - base_);
+    const uint64_t at = address - base_;  // huge if below
+    return at <= size_ && bytes <= size_ - at;
   }
 
   bool can_read(const DramPort& port) const {

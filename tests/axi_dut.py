@@ -19,7 +19,7 @@ class Fault(enum.IntEnum):
     NONE = 0
     ARVALID_DROPS = 1
     ARADDR_CHANGES = 2
-    WLAST_EARLY = 3
+    WLAST_EARLY = 3  # in burst 6, whose data may come before its address: four are in flight
     WLAST_LATE = 4
     WDATA_CHANGES = 5
     ARSIZE = 6
@@ -183,7 +183,11 @@ class Copier(Component):
         data = Array([f.r_data for f in fifos])[turn]
         ready = Array([f.r_rdy for f in fifos])[turn]
         all_bytes = (1 << self.port_bytes) - 1
-        last_beat = r["beats"] - 1 - (fault == Fault.WLAST_EARLY) + (fault == Fault.WLAST_LATE)
+        last_beat = (
+            r["beats"] - 1
+            - ((fault == Fault.WLAST_EARLY) & (written == 6))
+            + ((fault == Fault.WLAST_LATE) & (written == 6))
+        )  # fmt: skip
         m.d.comb += [
             p["awvalid"].eq(
                 (addressed < r["bursts"]) & r["busy"] & (addressed - answered < 4)

@@ -128,10 +128,14 @@ def test_a_broken_rule_raises(fault, text):
 
 
 @pytest.mark.parametrize("fault", [Fault.WLAST_EARLY, Fault.WLAST_LATE])
-@pytest.mark.parametrize("seed", range(5))
-def test_data_before_its_address_is_checked_too(fault, seed):
-    with pytest.raises(AxiProtocolError, match=r"wlast is|beats written before an address"):
-        copy(beats=5, fault=fault, stalls=0.8, seed=seed)
+def test_data_before_its_address_is_checked_too(fault):
+    texts = ""
+    for seed in range(1, 8):
+        with pytest.raises(AxiProtocolError, match=r"wlast is|beats written") as caught:
+            copy(beats=5, fault=fault, stalls=0.5, latency=60, seed=seed)
+        texts += str(caught.value)
+    # Both orders have come up.
+    assert "wlast is" in texts and "beats written before an address" in texts
 
 
 @pytest.mark.parametrize(

@@ -348,6 +348,7 @@ def test_a_broken_rule_ends_the_run(make_top, fault, text, seed):
     with pytest.raises(AxiProtocolError, match=text) as caught:
         copy(top, fault=fault)
     assert top.last_error == str(caught.value) and "cycle " in top.last_error
+    assert top.cycles < 10_000  # at once, not when the design gives up
     with pytest.raises(AxiProtocolError, match=text):  # it stays broken
         top.run(1)
     top.throttle(0, 0)
@@ -358,12 +359,16 @@ def test_a_broken_rule_ends_the_run(make_top, fault, text, seed):
 
 
 @pytest.mark.parametrize("fault", [Fault.WLAST_EARLY, Fault.WLAST_LATE])
-@pytest.mark.parametrize("seed", range(20))
-def test_data_before_its_address_is_checked_too(make_top, fault, seed):
-    top = make_top()
-    top.throttle(seed, 0.8)
-    with pytest.raises(AxiProtocolError, match=r"wlast is|beats written before an address"):
-        copy(top, beats=5, fault=fault)
+def test_data_before_its_address_is_checked_too(make_top, fault):
+    texts = ""
+    for seed in range(1, 20):
+        top = make_top()
+        top.throttle(seed, 0.8)
+        with pytest.raises(AxiProtocolError, match=r"wlast is|beats written") as caught:
+            copy(top, beats=5, fault=fault)
+        texts += str(caught.value)
+    # Both orders have come up.
+    assert "wlast is" in texts and "beats written before an address" in texts
 
 
 @pytest.mark.parametrize(
