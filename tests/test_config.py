@@ -56,7 +56,7 @@ def test_the_preset_for_the_board_meets_what_was_decided_for_it():
     cfg = PRESETS["pynq-z2"]
     assert cfg.macs == 128 and cfg.word_bytes == 32
     assert cfg.weight_fifo_beats * cfg.word_bytes >= 32 * 1024
-    assert sum(cfg.block_ram_bits().values()) <= 112 * 36 * 1024
+    assert sum(cfg.block_rams().values()) <= 112
 
 
 def test_the_fingerprint_is_stable_and_sees_every_field():
