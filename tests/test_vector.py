@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from amaranth.hdl import ResetInserter, Signal
 from amaranth.sim import Simulator
 from tokenfabric.rtl.vector import VectorUnit
 
@@ -14,6 +15,7 @@ from tokenfabric.isa import Instruction, Op
 
 TINY = preset("tiny")
 SIXTEEN = preset("pynq-z2")
+DEADLINE = 5000  # cycles of an instruction
 
 
 def pack(values, bits):
@@ -96,14 +98,16 @@ def expected(step, i):
     return writes, beats, sats
 
 
-def run(step, instructions, stall="none"):
+def run(step, instructions, stall="none", resets=()):
     """Runs the instructions; returns per instruction (writes, beats, saturations, cycles).
 
     The Writer takes beats as ``stall`` says: always ("none"), one in three cycles ("slow"), or
-    asleep for up to 150 cycles at a time ("burst").
+    asleep for up to 150 cycles at a time ("burst"). The first instructions are not finished but
+    end with a reset after as many cycles as ``resets`` says.
     """
     cfg = step.cfg
-    dut = VectorUnit(cfg)
+    dut, reset = VectorUnit(cfg), Signal()
+    left = list(resets)
     rng = np.random.default_rng(len(stall))
     results = []
     memories = [
@@ -131,11 +135,14 @@ def run(step, instructions, stall="none"):
             ctx.set(dut.cmd.valid, 1)
             await ctx.tick()
             ctx.set(dut.cmd.valid, 0)
-            await cycles(ctx, instruction, *results[-1])
+            await cycles(ctx, instruction, left.pop(0) if left else DEADLINE, *results[-1])
+            ctx.set(reset, len(results) <= len(resets))
+            await ctx.tick()
+            ctx.set(reset, 0)
 
-    async def cycles(ctx, instruction, writes, beats, sats, time):
+    async def cycles(ctx, instruction, limit, writes, beats, sats, time):
         asleep, busy, held = 0, True, None
-        while busy:
+        while busy and time[0] < limit:
             row = ctx.get(dut.row_index)
             for name in ("position", "kv_row", "scale_slot"):
                 ctx.set(dut.row[name], getattr(step, name)[row])
@@ -148,7 +155,6 @@ def run(step, instructions, stall="none"):
             ctx.set(dut.beats.ready, bool(ready))
             _, _, *values = await ctx.tick().sample(*watch)
             time[0] += 1
-            assert time[0] < 5000, "never done"
             for (port, memory), en, addr in zip(memories, values[0:6:2], values[1:6:2]):
                 if en:
                     ctx.set(port.data, memory[addr])
@@ -168,18 +174,20 @@ def run(step, instructions, stall="none"):
                 assert sat[1] == instruction.sat
                 sats.append(sat[2])
 
-    sim = Simulator(dut)
+    sim = Simulator(ResetInserter(reset)(dut))
     sim.add_clock(1e-6)
     sim.add_testbench(bench)
     sim.run()
     return results
 
 
-def check(step, instructions, stall="none"):
+def check(step, instructions, stall="none", resets=()):
     """Runs and compares everything; returns the cycles of each instruction."""
-    results = run(step, instructions, stall)
+    results = run(step, instructions, stall, resets)
     assert len(results) == len(instructions)
-    for n, (instruction, (writes, beats, sats, _)) in enumerate(zip(instructions, results)):
+    results, instructions = results[len(resets) :], instructions[len(resets) :]
+    for n, (instruction, (writes, beats, sats, time)) in enumerate(zip(instructions, results)):
+        assert time[0] < DEADLINE
         for name, got, want in zip(
             ("writes", "beats", "saturations"), (writes, beats, sats), expected(step, instruction)
         ):
@@ -328,3 +336,11 @@ def test_all_operations_in_turn():
     )
     program = [*norms(rng, [(6, 10, 20, 3, 1)]), rope, *appends(TINY, [(2, 3)]), glu]
     check(step, program * 2, "slow")
+
+
+def test_reset_in_the_middle():
+    step = Step(TINY, np.random.default_rng(2), 4, [1, 2])
+    append = appends(TINY, [(5, 3)])
+    norm = norms(np.random.default_rng(2), [(6, 10, 20, 3, 0)])
+    program = [*append, *norm, *norm, *append, *append, *append]
+    check(step, program, "slow", resets=(61, 29, 60, 37))
