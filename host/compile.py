@@ -20,7 +20,7 @@ from tokenfabric.tensors import TensorClass
 __all__ = ["compile_model", "pack_linear"]
 
 CONTEXT_STEP = 64  # positions: whole bursts of K scales
-RING_ENTRIES_PER_POSITION = 1
+MAX_SLOTS = 256  # the accelerator tells slots apart by 8 bits
 
 
 def pack_linear(cfg: FabricConfig, weight: np.ndarray, mult: np.ndarray) -> np.ndarray:
@@ -322,6 +322,8 @@ def compile_model(
             f"context {context} does not fit: the model has {s.context} positions, {cfg.name} "
             f"has room for {cfg.max_context}; choose from 1 to {min(s.context, cfg.max_context)}"
         )
+    if not 0 < slots <= MAX_SLOTS:
+        raise UserError(f"{slots} slots; choose from 1 to {MAX_SLOTS}")
     z = _sizes(cfg, s)
     head_bytes = z.head * cfg.cols
     room = round_up(context, CONTEXT_STEP)

@@ -49,7 +49,8 @@ def make_device(
 ) -> Any:
     """A device of DEVICES for ``cfg`` with ``memory_bytes`` of memory.
 
-    verilog: other text than the config's own (tests). waves: VCD to write. dram: DramSpec.
+    verilog: other text than the config's own (tests). waves: VCD to write. dram: a
+    DramSpec, the config's by default.
     """
     if name == "golden":
         from tokenfabric.sim.golden import GoldenDevice
@@ -57,6 +58,7 @@ def make_device(
         return GoldenDevice(cfg, memory_bytes)
     if name == "verilator":
         from tokenfabric.sim import verilator
+        from tokenfabric.sim.dram import DRAMS
 
         text = cached_verilog(cfg, progress) if verilog is None else verilog
         library = verilator.build(
@@ -66,9 +68,9 @@ def make_device(
             waves=waves is not None,
             progress=progress,
         )
-        extra = {} if dram is None else {"dram": dram}
+        dram = DRAMS[cfg.dram.name] if dram is None else dram
         top = verilator.VerilatedTop(
-            library, clock_mhz=cfg.clock_mhz, memory_bytes=memory_bytes, base=BASE, **extra
+            library, clock_mhz=cfg.clock_mhz, memory_bytes=memory_bytes, base=BASE, dram=dram
         )
         if waves is not None:
             top.trace(waves)

@@ -136,3 +136,10 @@ def test_a_context_beyond_the_models_is_refused(context):
     model, cfg, _, _ = golden()
     with pytest.raises(UserError, match=f"context {context} does not fit.*choose from 1 to 64"):
         compile_model(model, cfg, context=context)
+
+
+@pytest.mark.parametrize("slots", [0, -1, 257])
+def test_more_slots_than_the_accelerator_tells_apart_are_refused(slots):
+    model, cfg, _, _ = golden()
+    with pytest.raises(UserError, match=f"{slots} slots; choose from 1 to 256"):
+        compile_model(model, cfg, slots=slots)

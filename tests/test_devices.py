@@ -380,6 +380,19 @@ def test_a_window_smaller_than_the_memory(device, image):
 
 
 @verilator
+@pytest.mark.parametrize("field", ["ring", "logits", "rope"])
+def test_a_window_larger_than_the_memory(device, image, field):
+    """What the bus answers with an error is an error of the run."""
+    size = device.bus.memory.size
+    device._set("WINDOW_SIZE", 2 * size)
+    descriptor = image.descriptor(ROWS)
+    descriptor[[name for name, _ in DESCRIPTOR].index(field)] = size
+    fails_with(device, Error.AXI_READ if field == "rope" else Error.AXI_WRITE, descriptor)
+    assert "m_axi_hp" in device.bus.top.bus_errors[0]
+    assert_works(device, image)
+
+
+@verilator
 @pytest.mark.parametrize("pc", [0, 1, 7])
 def test_illegal_instruction(device, image, pc):
     at = image.map.program + pc * isa.INSTRUCTION_BYTES

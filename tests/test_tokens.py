@@ -41,7 +41,7 @@ def path(request):
 
 
 def test_greedy_tokens_and_all_logits(path):
-    """The device equals golden, and golden the integer model, whose code shares only ops with it."""
+    """The device equals golden; golden the integer model, whose code shares only ops with it."""
     model = load_model(path, None, lambda *_: None)  # quantized once, then from the cache
     cfg = preset("pynq-z2")
     image = compile_model(model, cfg, context=128)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 from tokenfabric import isa, registers
 from tokenfabric.errors import UserError
-from tokenfabric.ops import ACT_BITS, MULT_BITS, OPS_VERSION, RES_BITS, WEIGHT_BITS
+from tokenfabric.ops import ACT_BITS, OPS_VERSION, RES_BITS, WEIGHT_BITS
 
 __all__ = ["PRESETS", "Dram", "FabricConfig", "preset"]
 
