@@ -343,11 +343,11 @@ class VectorUnit(wiring.Component):
     """NORM, ROPE, APPEND, SWIGLU: ``ops.rmsnorm``, ``rope``, ``quantize_k``, ``swiglu`` on chunks.
 
     One pipeline, RESULT cycles from issue to write, one chunk per cycle; it never stalls. Cycles of
-    a command, apart from about 30 to fill and drain it:
+    a command, apart from 30 (one pass) or 55 to fill and drain it:
 
     - ROPE, SWIGLU: rows x (chunks + 1)
-    - NORM: rows x (2k + 1), at least about 32 x rows / 4 for short rows
-    - APPEND: rows x (heads x (3 head_chunks + 1) + 1), at least about 10 per head
+    - NORM: rows x (2k + 1), at least about 10 per row
+    - APPEND: rows x (heads x (3 head_chunks + 1) + 1), at least about 13 per head
 
     The multiplications are in :class:`Lanes` (16 for 8 lanes), two more in the reciprocals.
 
