@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-k", type=integer(0, MAX_COUNT), default=0, metavar="K", help="0: all tokens")
     add("--seed", type=integer(0, 2**63 - 1), default=0, metavar="S")
     add("--verify", action="store_true", help="compare all logits and the KV cache with golden")
-    add("--waves", metavar="FILE", help="write the waveforms of the run (VCD)")
+    add("--waves", metavar="FILE", help="write the waveforms (VCD, 100 MB a token)")
     add_json(parser)
 
 
