@@ -133,6 +133,7 @@ def generate(device, image, prompt, count, **settings):
     return list(session.generate(prompt, count, **settings)), session
 
 
+@pytest.mark.slow
 def test_pysim_equals_golden():
     image = image_of("small", "tiny")
     device = device_for(image, "pysim")
@@ -278,6 +279,7 @@ def test_registers_tell_what_a_run_did():
 
 
 @verilator
+@pytest.mark.slow
 def test_a_changed_constant_in_the_hardware_is_found():
     image = image_of("odd", "tiny")
     entry = re.compile(r"(sigmoid3\.\S*base\S*\s*\[2\] = 16'h)([0-9a-f]{4})")
