@@ -81,8 +81,8 @@ def _measure(args: argparse.Namespace, cfg: Any, shape: Any, progress: Progress)
         result = measure_decode(device, cfg, image, args.context)
     else:
         result = measure_prefill(device, cfg, image, args.rows)
-    stamp = {"fingerprint": device.fingerprint, "verilog_sha256": sha256(verilog.encode())}
-    return {**result, **stamp, "verilog_sha256": stamp["verilog_sha256"].hexdigest()}
+    digest = sha256(verilog.encode()).hexdigest()
+    return {**result, "fingerprint": device.fingerprint, "verilog_sha256": digest}
 
 
 def _table(result: dict[str, Any]) -> list[tuple[str, str, str]]:
