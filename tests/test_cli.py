@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from checkpoints import random_checkpoint, write_hf
+from small_models import SPEAKING, byte_tokenizer, speaking_model
 from tokenfabric.sim.golden import GoldenDevice
 
-from models import SPEAKING, byte_tokenizer, speaking_model
 from tokenfabric import cli
 from tokenfabric.shape import ModelShape
 

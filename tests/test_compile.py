@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from small_models import ODD, SMALL, golden
 from tokenfabric.host.compile import compile_model
 from tokenfabric.host.device import run
 from tokenfabric.host.image import PAGE, Image
 from tokenfabric.quant.qmodel import QModel
 
-from models import ODD, SMALL, golden
 from tokenfabric import isa
 from tokenfabric.config import preset
 from tokenfabric.errors import UserError

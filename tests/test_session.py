@@ -6,10 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
+from small_models import SMALL, golden, greedy, prompt
 from tokenfabric.host.device import DeviceTimeout
 from tokenfabric.host.session import Sampler, Session
 
-from models import SMALL, golden, greedy, prompt
 from tokenfabric.errors import UserError
 from tokenfabric.registers import Error, State
 
