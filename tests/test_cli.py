@@ -109,16 +109,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, folder, capsys):
     assert out == "" and _names(folder) == before
 
 
-def test_a_missing_package_says_what_to_install(folder, capsys, monkeypatch):
-    monkeypatch.setenv("TOKENFABRIC_CACHE", str(folder / "cache"))  # nothing is in it yet
-    monkeypatch.setitem(sys.modules, "amaranth", None)
-    for name in [n for n in sys.modules if n.startswith("tokenfabric.rtl")]:
-        monkeypatch.delitem(sys.modules, name)
-    assert cli.main(["verilog", "--preset", "tiny", "-o", "x.v"]) == 2
-    assert "pip install 'tokenfabric[sim]'" in capsys.readouterr().err
-    assert not Path("x.v").exists()
-
-
 def test_an_unreadable_cache_is_one_line(folder, capsys, monkeypatch):
     monkeypatch.setenv("TOKENFABRIC_CACHE", str(folder / "m.tfm"))
     assert cli.main(["verilog", "--preset", "tiny", "-o", "x.v"]) == 2
