@@ -418,8 +418,7 @@ def compile_model(
     payload = np.zeros(kv - PAGE, np.uint8)
     for at, data in parts:
         payload[at - PAGE : at - PAGE + data.size] = data
-    ring = round_up(kv + s.layers * (kv_layer + scale_layer), PAGE)
-    logits = ring + round_up(8 * room * cfg.max_rows, PAGE)
+    ring = isa.JOB + PAGE
     group_blocks = cfg.scale_channels // cfg.cols
     k_blocks = ceil_div(z.dim, cfg.k_chunks)
     layer_bytes, classifier_bytes = _weight_bytes(model)
@@ -457,9 +456,9 @@ def compile_model(
             scale_slot=scale_slot,
             scale_head=scale_head,
             ring=ring,
-            logits=logits,
+            logits=ring + round_up(8 * room * cfg.max_rows, PAGE),
             logits_stride=4 * len(vocab_rows),
-            end=logits,
+            end=round_up(kv + s.layers * (kv_layer + scale_layer), PAGE),
         ),
         tokenizer=model.tokenizer,
         payload=payload,

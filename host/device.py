@@ -29,10 +29,10 @@ class DeviceTimeout(RuntimeError):
 
 @runtime_checkable
 class Device(Protocol):
-    """An accelerator and its memory. Addresses are bytes from the start of the memory window.
+    """An accelerator and its memory: the bulk window at address 0, the job window at ``isa.JOB``.
 
-    ``start`` runs the job whose descriptor stands at address 0 (``isa.DESCRIPTOR``). Only one run
-    at a time; ``write`` and ``read`` may be used during one, as on a board.
+    ``start`` runs the job whose descriptor stands at ``isa.JOB`` (``isa.DESCRIPTOR``). Only one run
+    at a time; ``read`` may be used during one.
     """
 
     @property
@@ -40,7 +40,7 @@ class Device(Protocol):
         """The fingerprint that the hardware reports."""
 
     def write(self, address: int, array: np.ndarray) -> None:
-        """Put the bytes of ``array`` at ``address``."""
+        """Put the bytes of ``array`` at ``address``, at the latest with the next ``start``."""
 
     def read(self, address: int, count: int) -> np.ndarray:
         """``count`` bytes from ``address`` as uint8."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ from tokenfabric.host.device import DeviceError, DeviceTimeout
 
 from tokenfabric import registers
 from tokenfabric.errors import UserError
+from tokenfabric.isa import JOB
 from tokenfabric.registers import Error, State
 
 __all__ = ["Bus", "RegisterDevice"]
@@ -18,8 +20,8 @@ __all__ = ["Bus", "RegisterDevice"]
 class Bus(Protocol):
     """What a RegisterDevice stands on: registers, memory, and the passing of time."""
 
-    base: int  # bus address of ``memory``
-    memory: np.ndarray  # uint8, the window
+    bases: Sequence[int]  # bus addresses of the bulk window and of the job window
+    memory: Sequence[np.ndarray]  # uint8, the windows as the host sees them
 
     def read32(self, offset: int) -> int:
         """A register."""
@@ -27,14 +29,20 @@ class Bus(Protocol):
     def write32(self, offset: int, value: int) -> None:
         """Set a register."""
 
+    def flush(self, window: int) -> None:
+        """Make what the host wrote to ``memory[window]`` visible to the accelerator."""
+
+    def invalidate(self, window: int) -> None:
+        """Make what the accelerator wrote visible in ``memory[window]``."""
+
     def advance(self) -> None:
-        """Let some time pass: sleep on a board, step a simulation. Short."""
+        """Let some time pass, until ``irq`` at most: wait on a board, step a simulation. Short."""
 
 
 class RegisterDevice:
     """A :class:`~tokenfabric.host.device.Device` driven through ``registers.REGISTERS``.
 
-    Checks identity and ABI when made, and opens the whole memory of the bus as the window.
+    Checks identity and ABI when made, and opens the memory of the bus as the two windows.
     UserError if the other side is not an accelerator of this version.
     """
 
@@ -53,9 +61,12 @@ class RegisterDevice:
             )
         high, low = self.register("FINGERPRINT_HI"), self.register("FINGERPRINT_LO")
         self.fingerprint = f"{high << 32 | low:016x}"
-        self._set("WINDOW_BASE", bus.base)
-        self._set("WINDOW_SIZE", bus.memory.size)
+        for name, base, memory in zip(("WINDOW", "JOB"), bus.bases, bus.memory):
+            self._set(name + "_BASE", base)
+            self._set(name + "_SIZE", memory.size)
         self._set("WATCHDOG", watchdog)
+        self._dirty: set[int] = set()  # windows written since they were flushed
+        self._seen = -1
 
     def register(self, name: str) -> int:
         """The register ``name``."""
@@ -79,19 +90,33 @@ class RegisterDevice:
     def write(self, address: int, array: np.ndarray) -> None:
         data = np.ascontiguousarray(array).view(np.uint8).ravel()
         self._slice(address, data.size)[:] = data
+        self._dirty.add(address // JOB)
 
     def read(self, address: int, count: int) -> np.ndarray:
-        return self._slice(address, count).copy()
+        part = self._slice(address, count)
+        if address // JOB not in self._dirty:
+            self.bus.invalidate(address // JOB)
+        return part.copy()
 
     def _slice(self, address: int, count: int) -> np.ndarray:
-        if address < 0 or address + count > self.bus.memory.size:
+        window, offset = divmod(address, JOB)
+        if not 0 <= window <= 1 or offset + count > self.bus.memory[window].size:
             raise DeviceError(Error.WINDOW, 0, f" ({count} bytes at {address:#x})")
-        return self.bus.memory[address : address + count]
+        return self.bus.memory[window][offset : offset + count]
 
     def start(self) -> None:
         if self.register("STATUS") == State.RUNNING:
             raise RuntimeError("a run is under way; wait for its end or stop it")
+        for window in sorted(self._dirty):
+            self.bus.flush(window)
+        self._dirty.clear()
+        self._see(0)
         self._set("CONTROL", 1)
+
+    def _see(self, value: int) -> None:
+        if value != self._seen:
+            self._set("SEEN", value)
+            self._seen = value
 
     def stop(self) -> None:
         self._set("CONTROL", 2)
@@ -102,6 +127,7 @@ class RegisterDevice:
             self.bus.advance()
             state = State(self.register("STATUS"))
         done = self.register("RING_HEAD")
+        self._see(done | (state is not State.RUNNING) << 31)
         return state, done, Error(self.register("ERROR") & 0xFF)
 
     def wait(self, deadline: float) -> State:

@@ -21,9 +21,10 @@ PAGE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryMap:
-    """Device addresses (bytes) and pitches, as in ``isa.DESCRIPTOR``; ``end``: all but logits.
+    """Device addresses (bytes) and pitches, as in ``isa.DESCRIPTOR``; ``end``: of the bulk window.
 
-    Everything up to ``kv`` is constant and stands in the image; the rest is written by the device.
+    The bulk window up to ``kv`` is constant and stands in the image; the rest of it is written by
+    the device. ``ring`` and ``logits`` lie in the job window.
     """
 
     program: int
@@ -78,9 +79,13 @@ class Image:
     tokenizer: bytes = field(repr=False)
     payload: np.ndarray = field(repr=False)
 
-    def memory_bytes(self, dumped_logits: int = 0) -> int:
-        """Bytes of the window that a device must offer: with room for so many rows of logits."""
-        return round_up(self.map.end + dumped_logits * self.map.logits_stride, PAGE)
+    def memory(self, dumped_logits: int = 0) -> tuple[int, int]:
+        """Bytes of the bulk window and of the job window that a device must offer.
+
+        The job window has room for so many rows of logits.
+        """
+        logits = self.map.logits - isa.JOB + dumped_logits * self.map.logits_stride
+        return self.map.end, round_up(logits, PAGE)
 
     def write(self, path: str | Path) -> None:
         """Write the image file, whole or not at all."""
@@ -111,7 +116,7 @@ class Image:
         return cls(**header)
 
     def descriptor(self, rows: list[dict[str, int]], *, steps: int = 1, stops=()) -> np.ndarray:
-        """The job descriptor and row table, uint32, to be written to device address 0.
+        """The job descriptor and row table, uint32, to be written to device address ``isa.JOB``.
 
         ``rows``: {token, position, slot, flags} of each row, rows of a slot together.
         """

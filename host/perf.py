@@ -12,7 +12,7 @@ from tokenfabric.host.session import Job
 
 from tokenfabric.config import FabricConfig
 from tokenfabric.errors import UserError
-from tokenfabric.isa import DESCRIPTOR_WORDS, ROW, ROW_WORDS, RowFlag
+from tokenfabric.isa import DESCRIPTOR_WORDS, JOB, ROW, ROW_WORDS, RowFlag
 from tokenfabric.registers import COUNTERS
 
 __all__ = ["decode_rates", "measure_decode", "measure_prefill", "session_cycles"]
@@ -32,7 +32,7 @@ def _rows(image: Image, count: int, position: int, flags: RowFlag) -> list[dict[
 
 def _job(device: Any, image: Image, rows: list[dict[str, int]], steps: int = 1) -> dict[str, int]:
     """Run one job; its counters."""
-    device.write(0, image.descriptor(rows, steps=steps))
+    device.write(JOB, image.descriptor(rows, steps=steps))
     run(device, DEADLINE)
     counters = {name.lower(): device.counter(name) for name, _ in COUNTERS}
     beats = [device.register(f"READ_BEATS_{p}") for p in range(8)]

@@ -11,7 +11,7 @@ from tokenfabric.host.device import Device, DeviceTimeout, raise_error
 from tokenfabric.host.image import PAGE, Image
 
 from tokenfabric.errors import UserError
-from tokenfabric.isa import RowFlag
+from tokenfabric.isa import JOB, RowFlag
 from tokenfabric.registers import State
 
 __all__ = ["Job", "Sampler", "Session", "Step", "check_prompt"]
@@ -196,7 +196,7 @@ class Session:
         job = Job(image.descriptor(table, steps=steps, stops=stops), len(rows))
         self.jobs.append(job)
         began = time.perf_counter()
-        device.write(0, job.descriptor)
+        device.write(JOB, job.descriptor)
         device.start()
         self.tokens += rows
         finished = False

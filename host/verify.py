@@ -10,7 +10,7 @@ from tokenfabric.host.device import DeviceError, run
 from tokenfabric.host.image import PAGE, Image
 from tokenfabric.host.session import Job
 
-from tokenfabric.isa import DESCRIPTOR_WORDS, ROW_WORDS
+from tokenfabric.isa import DESCRIPTOR_WORDS, JOB, ROW_WORDS
 
 __all__ = ["cache_tensors", "replay"]
 
@@ -27,7 +27,7 @@ def replay(jobs: Sequence[Job], image: Image, subject: Any, reference: Any) -> s
     reference.write(PAGE, image.payload)
     step = 0
     for job in jobs:
-        reference.write(0, job.descriptor)
+        reference.write(JOB, job.descriptor)
         try:
             run(reference, DEADLINE)
         except DeviceError as error:

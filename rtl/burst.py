@@ -5,7 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
-from tokenfabric.rtl.layouts import ADDRESS_BITS, BeatTag, fetch_command
+from tokenfabric.rtl.layouts import ADDRESS_BITS, BeatTag, fetch_command, windows
 
 from tokenfabric.config import BURST_BEATS, FabricConfig
 
@@ -115,16 +115,17 @@ class Splitter(wiring.Component):
 
 
 class WindowCheck(wiring.Component):
-    """Adds the window's base to bursts and says whether they end within the window.
+    """Adds the base of its window to a burst and says whether it ends within the window.
 
-    ``addr + beats * port_bytes <= window_size`` in 33 bits, so an address that wraps is outside.
+    The top bit of a device address chooses the window (``isa.JOB``). ``offset + beats * port_bytes
+    <= size`` in 32 bits for offsets of 31, so an address that wraps is outside.
     Latency 2 cycles, one burst per cycle.
 
     Members
     -------
     i : stream of burst, in; ``fetch`` is handed on beside it
     o : stream of bus_burst, out
-    window_base, window_size : in, bytes, steady
+    windows : in, steady
     """
 
     LATENCY = 2
@@ -136,8 +137,7 @@ class WindowCheck(wiring.Component):
                 "i": In(stream.Signature(burst(cfg))),
                 "fetch": In(1),
                 "o": Out(stream.Signature(bus_burst(cfg))),
-                "window_base": In(ADDRESS_BITS),
-                "window_size": In(ADDRESS_BITS),
+                "windows": In(windows()),
             }
         )
 
@@ -146,17 +146,21 @@ class WindowCheck(wiring.Component):
         i, o = self.i, self.o
         s1_valid = Signal()
         s1_addr = Signal(ADDRESS_BITS, reset_less=True)
-        s1_end = Signal(ADDRESS_BITS + 1, reset_less=True)
+        s1_end = Signal(ADDRESS_BITS, reset_less=True)
+        s1_size = Signal(ADDRESS_BITS, reset_less=True)
         s1_len = Signal(BLOCK_BITS, reset_less=True)
         s1_fetch = Signal(reset_less=True)
         step = Signal()
+        offset, job = i.payload.addr[:-1], i.payload.addr[-1]
+        windows = self.windows
         m.d.comb += [step.eq(~o.valid | o.ready), i.ready.eq(step)]
         with m.If(step):
             m.d.sync += [s1_valid.eq(i.valid), o.valid.eq(s1_valid)]
         with m.If(step & i.valid):
             m.d.sync += [
-                s1_addr.eq(self.window_base + i.payload.addr),
-                s1_end.eq(i.payload.addr + (i.payload.beats << beat_bits(self.cfg))),
+                s1_addr.eq(Mux(job, windows.job_base, windows.window_base) + offset),
+                s1_end.eq(offset + (i.payload.beats << beat_bits(self.cfg))),
+                s1_size.eq(Mux(job, windows.job_size, windows.window_size)),
                 s1_len.eq(i.payload.beats - 1),
                 s1_fetch.eq(self.fetch),
             ]
@@ -165,6 +169,6 @@ class WindowCheck(wiring.Component):
                 o.payload.addr.eq(s1_addr),
                 o.payload.len.eq(s1_len),
                 o.payload.fetch.eq(s1_fetch),
-                o.payload.ok.eq(s1_end <= self.window_size),
+                o.payload.ok.eq(s1_end <= s1_size),
             ]
         return m

@@ -20,6 +20,7 @@ from tokenfabric.rtl.layouts import (
     fetch_beat,
     fetch_command,
     stream_command,
+    windows,
 )
 from tokenfabric.rtl.memory import Fifo
 
@@ -42,7 +43,7 @@ class ReadPort(wiring.Component):
     -------
     weights, fetch : read_client, in
     axi : read_master, out
-    window_base, window_size : in, bytes, steady while bursts come
+    windows : in, steady while bursts come
     halt : in, no burst is announced any more; one that stands on AR stays until accepted
     quiet : out, nothing is in flight; while ``halt`` it stays so
     error_window, error_axi : out, stay high until reset
@@ -56,8 +57,7 @@ class ReadPort(wiring.Component):
                 "weights": In(read_client(cfg)),
                 "fetch": In(read_client(cfg)),
                 "axi": Out(read_master(cfg.port_bytes)),
-                "window_base": In(ADDRESS_BITS),
-                "window_size": In(ADDRESS_BITS),
+                "windows": In(windows()),
                 "halt": In(1),
                 "quiet": Out(1),
                 "error_window": Out(1),
@@ -74,8 +74,7 @@ class ReadPort(wiring.Component):
         free = Signal()  # AR can take a burst
         issue = Signal()
         m.d.comb += [
-            check.window_base.eq(self.window_base),
-            check.window_size.eq(self.window_size),
+            check.windows.eq(self.windows),
             check.i.valid.eq(fetch.burst.valid | weights.burst.valid),
             check.i.payload.eq(
                 Mux(fetch.burst.valid, fetch.burst.payload, weights.burst.payload.as_value())

@@ -26,6 +26,7 @@ __all__ = [
     "softmax_command",
     "stream_command",
     "table_entry",
+    "windows",
     "write_beat",
 ]
 
@@ -192,6 +193,12 @@ def write_beat(cfg: FabricConfig) -> data.StructLayout:
             "strb": unsigned(cfg.port_bytes),
         }
     )
+
+
+def windows() -> data.StructLayout:
+    """Bases (bus addresses) and sizes (bytes) of the bulk window and of the job window."""
+    names = ("window_base", "window_size", "job_base", "job_size")
+    return data.StructLayout({name: unsigned(ADDRESS_BITS) for name in names})
 
 
 def row_record(cfg: FabricConfig) -> data.StructLayout:

@@ -374,7 +374,7 @@ class Steps(wiring.Component):
                 m.d.comb += [
                     self.fetch.valid.eq(1),
                     fetch.tag.eq(BeatTag.DESCRIPTOR),
-                    fetch.offset.eq(0),
+                    fetch.offset.eq(isa.JOB),
                     fetch.beats.eq(words * 4 // cfg.port_bytes),
                 ]
                 with m.If(self.fetch.ready):

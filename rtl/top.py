@@ -11,7 +11,7 @@ from tokenfabric.rtl.control import Counters, RegisterPort, Supervisor, register
 from tokenfabric.rtl.dma import Fetch, ReadPort, WeightStream
 from tokenfabric.rtl.embed import Embed
 from tokenfabric.rtl.kvbuffer import KvBuffer
-from tokenfabric.rtl.layouts import ADDRESS_BITS, BeatTag, MatmulDest
+from tokenfabric.rtl.layouts import BeatTag, MatmulDest, windows
 from tokenfabric.rtl.matmul import MatmulEngine
 from tokenfabric.rtl.memory import Fifo, Ram
 from tokenfabric.rtl.rows import RowTable, WantTable
@@ -60,7 +60,7 @@ class Datapath(wiring.Component):
     """All that a start resets: the units between the control registers and the memory ports.
 
     Members: ``axi_0 ..`` (Out: read masters), ``axi_w``; ``start``, ``stop``, ``halt``,
-    ``window_base``, ``window_size``, ``cycles`` (In); ``finished``, ``quiet``, ``error``,
+    ``windows``, ``cycles`` (In); ``finished``, ``quiet``, ``error``,
     ``error_port``, ``progress``, ``pc``, ``ring_base``, ``ring_head``; ``events`` (in the order of
     ``registers.COUNTERS``), ``read_beats``, ``write_beat``; ``sat_class`` (In), ``sat_count``.
     """
@@ -74,8 +74,7 @@ class Datapath(wiring.Component):
                 "start": In(1),
                 "stop": In(1),
                 "halt": In(1),
-                "window_base": In(ADDRESS_BITS),
-                "window_size": In(ADDRESS_BITS),
+                "windows": In(windows()),
                 "cycles": In(32),
                 "finished": Out(1),
                 "quiet": Out(1),
@@ -133,8 +132,7 @@ class Datapath(wiring.Component):
         wiring.connect(m, self.writer.axi, wiring.flipped(self.axi_w))
         for port in (*self.ports, self.writer):
             m.d.comb += [
-                port.window_base.eq(self.window_base),
-                port.window_size.eq(self.window_size),
+                port.windows.eq(self.windows),
                 port.halt.eq(self.halt),
             ]
         commands = [u.fetch for u in (self.steps, self.embed, self.attention)]
@@ -424,8 +422,8 @@ class Datapath(wiring.Component):
 class Top(wiring.Component):
     """The accelerator: AXI4-Lite control port, AXI memory ports, interrupt.
 
-    Members: ``s_axi_ctrl`` (In), ``m_axi_hp0 ..`` (Out; writes on port 0), ``irq`` (Out: no run is
-    under way).
+    Members: ``s_axi_ctrl`` (In), ``m_axi_hp0 ..`` (Out; writes on port 0), ``irq`` (Out: there is
+    something that the host has not seen, see SEEN).
     """
 
     def __init__(self, cfg: FabricConfig):
@@ -452,11 +450,16 @@ class Top(wiring.Component):
                 for name, member in source.signature.members.items():
                     a, b = getattr(source, name), getattr(outside, name)
                     m.d.comb += b.eq(a) if member.flow is Out else a.eq(b)
-        base, size, watchdog = Signal(32), Signal(32), Signal(32, init=1 << 20)
-        self._registers(m, bus, supervisor, counters, datapath, (base, size, watchdog))
+        written = {
+            **{name.upper(): Signal(32, name=name) for name in windows().members},
+            "WATCHDOG": Signal(32, name="watchdog", init=1 << 20),
+            "SEEN": Signal(32, name="seen", init=1 << 31),  # nothing has ended yet
+        }
+        self._registers(m, bus, supervisor, counters, datapath, written)
+        ended, seen = supervisor.state != registers.State.RUNNING, written["SEEN"]
         m.d.comb += [
-            self.irq.eq(supervisor.state != registers.State.RUNNING),
-            supervisor.watchdog.eq(watchdog),
+            self.irq.eq((datapath.ring_head != seen[:31]) | (ended & ~seen[31])),
+            supervisor.watchdog.eq(written["WATCHDOG"]),
             supervisor.progress.eq(datapath.progress),
             supervisor.finished.eq(datapath.finished),
             supervisor.error.eq(datapath.error),
@@ -465,8 +468,7 @@ class Top(wiring.Component):
             datapath.start.eq(supervisor.unit_start),
             datapath.stop.eq(supervisor.stop_steps),
             datapath.halt.eq(supervisor.halt),
-            datapath.window_base.eq(base),
-            datapath.window_size.eq(size),
+            *[datapath.windows[name].eq(written[name.upper()]) for name in windows().members],
             datapath.cycles.eq(counters.value["CYCLES_LO"]),
             counters.clear.eq(supervisor.unit_reset),
             counters.run.eq(supervisor.running),
@@ -477,7 +479,6 @@ class Top(wiring.Component):
         return m
 
     def _registers(self, m, bus, supervisor, counters, datapath, written):
-        base, size, watchdog = written
         pc = Signal(32)
         with m.If(supervisor.running):
             m.d.sync += pc.eq(datapath.pc)
@@ -485,9 +486,7 @@ class Top(wiring.Component):
             "STATUS": supervisor.state,
             "ERROR": Cat(supervisor.code, supervisor.code_port),
             "PC": pc,
-            "WINDOW_BASE": base,
-            "WINDOW_SIZE": size,
-            "WATCHDOG": watchdog,
+            **written,
             "RING_BASE": datapath.ring_base,
             "RING_HEAD": datapath.ring_head,
             **counters.value,
@@ -516,9 +515,6 @@ class Top(wiring.Component):
                         supervisor.stop.eq(bus.write_data[1]),
                         supervisor.reset.eq(bus.write_data[2]),
                     ]
-                with m.Case(registers.offset("WINDOW_BASE")):
-                    m.d.sync += base.eq(bus.write_data)
-                with m.Case(registers.offset("WINDOW_SIZE")):
-                    m.d.sync += size.eq(bus.write_data)
-                with m.Case(registers.offset("WATCHDOG")):
-                    m.d.sync += watchdog.eq(bus.write_data)
+                for name, signal in written.items():
+                    with m.Case(registers.offset(name)):
+                        m.d.sync += signal.eq(bus.write_data)

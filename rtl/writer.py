@@ -7,7 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from tokenfabric.rtl.axi import write_master
 from tokenfabric.rtl.burst import BLOCK_BITS, WindowCheck, beat_bits, burst
-from tokenfabric.rtl.layouts import ADDRESS_BITS, write_beat
+from tokenfabric.rtl.layouts import ADDRESS_BITS, windows, write_beat
 from tokenfabric.rtl.memory import Fifo
 
 from tokenfabric.config import FabricConfig
@@ -103,7 +103,7 @@ class Writer(wiring.Component):
     -------
     beats : stream of write_beat, in
     axi : write_master, out
-    window_base, window_size : in, bytes, steady while bursts come
+    windows : in, steady while bursts come
     halt : in, no burst is announced any more; those announced are finished
     quiet : out, nothing is in flight; while ``halt`` it stays so
     idle : out, no run of beats has begun or waits, and every response is in
@@ -117,8 +117,7 @@ class Writer(wiring.Component):
             {
                 "beats": In(stream.Signature(write_beat(cfg))),
                 "axi": Out(write_master(cfg.port_bytes)),
-                "window_base": In(ADDRESS_BITS),
-                "window_size": In(ADDRESS_BITS),
+                "windows": In(windows()),
                 "halt": In(1),
                 "quiet": Out(1),
                 "idle": Out(1),
@@ -141,8 +140,7 @@ class Writer(wiring.Component):
         sent = Signal()  # the burst's last beat goes
         outstanding = Signal(range(OUTSTANDING + 1))
         m.d.comb += [
-            check.window_base.eq(self.window_base),
-            check.window_size.eq(self.window_size),
+            check.windows.eq(self.windows),
             free.eq((~axi.awvalid | axi.awready) & (~sending | sent) & ~self.halt),
             check.o.ready.eq(free & (outstanding < OUTSTANDING) & check.o.payload.ok),
             issue.eq(check.o.valid & check.o.ready),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenfabric.host.driver import RegisterDevice
 
 from tokenfabric.config import FabricConfig
@@ -19,11 +20,21 @@ BASE = 0x1000_0000
 
 
 class VerilatedBus:
-    """A VerilatedTop as a bus: time passes in slices of POLL_CYCLES or until the run is over."""
+    """A VerilatedTop as a bus: time passes in slices of POLL_CYCLES or until there is news.
 
-    def __init__(self, top: Any):
-        self.top, self.base, self.memory = top, top.base, top.memory
+    The bulk window takes the first ``split`` bytes of its memory, the job window the rest.
+    """
+
+    def __init__(self, top: Any, split: int):
+        self.top = top
+        self.bases, self.memory = (top.base, top.base + split), np.split(top.memory, [split])
         self.read32, self.write32 = top.read32, top.write32
+
+    def flush(self, window: int) -> None:
+        """Nothing to do: there is one copy of the memory."""
+
+    def invalidate(self, window: int) -> None:
+        """Nothing to do."""
 
     def advance(self) -> None:
         self.top.run(POLL_CYCLES)
@@ -40,14 +51,14 @@ def verilog_of(cfg: FabricConfig) -> str:
 def make_device(
     name: str,
     cfg: FabricConfig,
-    memory_bytes: int,
+    memory: tuple[int, int],
     *,
     progress: Callable[[str], None] | None = None,
     verilog: str | None = None,
     waves: Path | None = None,
     dram: Any = None,
 ) -> Any:
-    """A device of DEVICES for ``cfg`` with ``memory_bytes`` of memory.
+    """A device of DEVICES for ``cfg`` with bulk and job windows of ``memory`` bytes.
 
     verilog: other text than the config's own (tests). waves: VCD to write. dram: a
     DramSpec, the config's by default.
@@ -55,7 +66,7 @@ def make_device(
     if name == "golden":
         from tokenfabric.sim.golden import GoldenDevice
 
-        return GoldenDevice(cfg, memory_bytes)
+        return GoldenDevice(cfg, memory)
     if name == "verilator":
         from tokenfabric.sim import verilator
         from tokenfabric.sim.dram import DRAMS
@@ -70,15 +81,15 @@ def make_device(
         )
         dram = DRAMS[cfg.dram.name] if dram is None else dram
         top = verilator.VerilatedTop(
-            library, clock_mhz=cfg.clock_mhz, memory_bytes=memory_bytes, base=BASE, dram=dram
+            library, clock_mhz=cfg.clock_mhz, memory_bytes=sum(memory), base=BASE, dram=dram
         )
         if waves is not None:
             top.trace(waves)
-        return RegisterDevice(VerilatedBus(top))
+        return RegisterDevice(VerilatedBus(top, memory[0]))
     if name == "pysim":
         from tokenfabric.sim.pysim import PysimBus
 
-        return RegisterDevice(PysimBus(cfg, memory_bytes, base=BASE))
+        return RegisterDevice(PysimBus(cfg, memory, base=BASE))
     raise UserError(f"no device {name!r}; there are: {', '.join(DEVICES)}")
 
 

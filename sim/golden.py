@@ -23,10 +23,10 @@ RES_CLASS = 0  # saturations of the residual additions themselves
 class GoldenDevice:
     """A :class:`~tokenfabric.host.device.Device` whose run is over when ``start`` returns."""
 
-    def __init__(self, cfg: FabricConfig, memory_bytes: int):
+    def __init__(self, cfg: FabricConfig, memory: tuple[int, int]):
         self.cfg = cfg
         self.fingerprint = cfg.fingerprint
-        self.memory = np.zeros(memory_bytes, np.uint8)
+        self.windows = [np.zeros(size, np.uint8) for size in memory]
         self.state, self.tokens_done, self.error, self.pc = State.IDLE, 0, Error.NONE, 0
 
     # --- Device --------------------------------------------------------------------------------
@@ -62,9 +62,10 @@ class GoldenDevice:
     # --- memory --------------------------------------------------------------------------------
 
     def _at(self, address: int, count: int) -> np.ndarray:
-        if address < 0 or address + count > self.memory.size:
+        window, offset = divmod(address, isa.JOB)
+        if not 0 <= window <= 1 or offset + count > self.windows[window].size:
             raise DeviceError(Error.WINDOW, self.pc)
-        return self.memory[address : address + count]
+        return self.windows[window][offset : offset + count]
 
     def _ints(self, address: int, count: int, dtype: str) -> np.ndarray:
         return self._at(int(address), count * np.dtype(dtype).itemsize).view(dtype).astype(np.int64)
@@ -73,13 +74,13 @@ class GoldenDevice:
 
     def _run(self) -> None:
         cfg = self.cfg
-        words = self._ints(0, isa.DESCRIPTOR_WORDS, "<u4")
+        words = self._ints(isa.JOB, isa.DESCRIPTOR_WORDS, "<u4")
         self.job = job = dict(zip((name for name, _ in isa.DESCRIPTOR), map(int, words)))
         if job["magic"] != isa.DESCRIPTOR_MAGIC or not 0 < job["rows"] <= cfg.max_rows:
             raise DeviceError(Error.DESCRIPTOR, 0)
         if job["program_words"] > cfg.program_words:
             raise DeviceError(Error.DESCRIPTOR, 0)
-        table = self._ints(4 * isa.DESCRIPTOR_WORDS, job["rows"] * isa.ROW_WORDS, "<u4")
+        table = self._ints(isa.JOB + 4 * isa.DESCRIPTOR_WORDS, job["rows"] * isa.ROW_WORDS, "<u4")
         names = [name for name, _ in isa.ROW]
         self.rows = [dict(zip(names, map(int, row))) for row in table.reshape(-1, isa.ROW_WORDS)]
         self.want = [i for i, row in enumerate(self.rows) if row["flags"] & RowFlag.WANT_LOGITS]
@@ -203,7 +204,7 @@ class GoldenDevice:
         word, port, byte = rest // cfg.word_bytes, rest // cfg.cols % cfg.ports, rest % cfg.cols
         where = block * cfg.superblock_bytes + (port * 16 + word) * cfg.cols + byte
         self._at(self.job["embedding"] + int(where.max()), 1)
-        return self.memory[self.job["embedding"] + where]
+        return self.windows[0][self.job["embedding"] + where]
 
     def _norm(self, i: Instruction) -> None:
         x = self._load_rows(self.res, i, i.k)

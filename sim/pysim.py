@@ -25,13 +25,14 @@ ADVANCE_CYCLES = 200
 class PysimBus:
     """``rtl.top.Top`` of ``cfg`` as a bus for ``host.driver.RegisterDevice``.
 
-    ``memory`` is uint8, ``memory_bytes`` long, first byte at bus address ``base``. ``cycles``:
-    simulated so far. The AXI rules are checked on every port; a call during which one is broken
-    raises ``AxiProtocolError``, and the device is of no use after that.
+    ``memory``: the bulk window and the job window, one after the other from bus address ``base``
+    on. ``cycles``: simulated so far. The AXI rules are checked on every port; a call during which
+    one is broken raises ``AxiProtocolError``, and the device is of no use after that.
     """
 
-    def __init__(self, cfg: FabricConfig, memory_bytes: int, base: int = DEFAULT_BASE):
-        self.base, self.memory = base, np.zeros(memory_bytes, np.uint8)
+    def __init__(self, cfg: FabricConfig, sizes: tuple[int, int], base: int = DEFAULT_BASE):
+        memory = np.zeros(sum(sizes), np.uint8)
+        self.bases, self.memory = (base, base + sizes[0]), np.split(memory, [sizes[0]])
         self.cycles, self.irq = 0, 1
         self._top = top = Top(cfg)
         self._request: tuple[bool, int, int] | None = None  # (write, offset, value)
@@ -40,7 +41,7 @@ class PysimBus:
         self._sim.add_clock(1e-6 / cfg.clock_mhz)
         self._sim.add_process(self._master)
         ports = [getattr(top, f"m_axi_hp{p}") for p in range(cfg.ports)]
-        slaves = AxiMemory(ports, self.memory, base=base, latency=LATENCY, stalls=STALLS)
+        slaves = AxiMemory(ports, memory, base=base, latency=LATENCY, stalls=STALLS)
         slaves.add_to(self._sim)
 
     async def _master(self, ctx: Any) -> None:
@@ -86,8 +87,14 @@ class PysimBus:
         self._sim.advance()  # half a clock cycle
         self._sim.advance()
 
+    def flush(self, window: int) -> None:
+        """Nothing to do: there is one copy of the memory."""
+
+    def invalidate(self, window: int) -> None:
+        """Nothing to do."""
+
     def advance(self) -> None:
-        """A few hundred cycles, fewer if the run ends."""
+        """A few hundred cycles, fewer if there is news."""
         for _ in range(ADVANCE_CYCLES):
             self._step()
             if self.irq:

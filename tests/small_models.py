@@ -27,7 +27,7 @@ def golden(
     """A random model, compiled, and an empty golden device for it."""
     model, cfg = QModel.random(shape, seed), preset(name)
     image = compile_model(model, cfg, context=context)
-    return model, cfg, image, GoldenDevice(cfg, image.memory_bytes(DUMPED))
+    return model, cfg, image, GoldenDevice(cfg, image.memory(DUMPED))
 
 
 def prompt(length: int, vocab: int = SMALL.vocab, seed: int = 0) -> list[int]:

@@ -38,7 +38,7 @@ def _logits(model: QModel, image: Image, device, tokens, sizes: list[int]) -> np
             {"token": int(tokens[at + i]), "position": at + i, "slot": 0, "flags": BOTH}
             for i in range(size)
         ]
-        device.write(0, image.descriptor(rows))
+        device.write(isa.JOB, image.descriptor(rows))
         run(device, 60)
         data = device.read(image.map.logits, size * image.map.logits_stride)
         found.append(data.view("<i4").reshape(size, -1)[:, : image.vocab])
@@ -71,7 +71,7 @@ def test_models_that_differ_give_other_logits():
 def test_slots_do_not_touch_each_other():
     model, cfg, _, _ = golden()
     image = compile_model(model, cfg, slots=2)
-    device = type(golden()[3])(cfg, image.memory_bytes(8))
+    device = type(golden()[3])(cfg, image.memory(8))
     device.write(PAGE, image.payload)
     texts = [[5, 6, 7], [9, 8]]
     rows = [
@@ -79,7 +79,7 @@ def test_slots_do_not_touch_each_other():
         for slot, text in enumerate(texts)
         for position, token in enumerate(text)
     ]
-    device.write(0, image.descriptor(rows))
+    device.write(isa.JOB, image.descriptor(rows))
     run(device, 60)
     data = device.read(image.map.logits, 5 * image.map.logits_stride).view("<i4").reshape(5, -1)
     want = np.concatenate([model.forward(text) for text in texts])

@@ -73,7 +73,7 @@ def image_of(name, preset_name, slots=1):
 
 
 def device_for(image, kind="verilator", **arguments):
-    return make_device(kind, preset(image.preset), image.memory_bytes(DUMPED), **arguments)
+    return make_device(kind, preset(image.preset), image.memory(DUMPED), **arguments)
 
 
 def assert_exact(jobs, image, device, cache=None):
@@ -85,7 +85,7 @@ def assert_exact(jobs, image, device, cache=None):
     if cache is not None:
         golden.write(image.map.kv, cache)
     assert replay(jobs, image, device, golden) is None
-    at, size = image.map.kv, image.map.ring - image.map.kv
+    at, size = image.map.kv, image.map.end - image.map.kv
     assert np.array_equal(device.read(at, size), golden.read(at, size))
 
 
@@ -114,7 +114,7 @@ def finished_job(device, image, descriptor, rows):
 def run_rows(device, image, rows, **settings):
     """One job over the rows, as the image describes it; the image is in memory already."""
     descriptor = image.descriptor(rows, **settings)
-    device.write(0, descriptor)
+    device.write(isa.JOB, descriptor)
     run(device, DEADLINE)
     return finished_job(device, image, descriptor, len(rows))
 
@@ -220,7 +220,7 @@ def test_the_end_of_a_long_context(preset_name):
     image = image_of("long", preset_name, slots=2)
     rng = np.random.default_rng(9)
     m, last = image.map, image.context - 1
-    cache = rng.integers(0, 256, m.ring - m.kv, np.uint8)
+    cache = rng.integers(0, 256, m.end - m.kv, np.uint8)
     scales = m.kv + 2 * m.v_offset - m.kv
     cache[scales:].view("<u2")[:] = rng.integers(1, 1 << 15, (cache.size - scales) // 2)
     device = loaded(image)
@@ -330,16 +330,16 @@ ROWS = [row(5, 0), row(6, 1)]
 
 def assert_works(device, image):
     """The same device still computes what golden does."""
-    device.write(0, np.zeros(PAGE, np.uint8))
+    device.write(isa.JOB, np.zeros(PAGE, np.uint8))
     device.write(PAGE, image.payload)
-    device.write(image.map.kv, np.zeros(image.map.ring - image.map.kv, np.uint8))
+    device.write(image.map.kv, np.zeros(image.map.end - image.map.kv, np.uint8))
     jobs = [run_rows(device, image, ROWS), run_rows(device, image, [row(7, 2)], steps=2)]
     assert_exact(jobs, image, device)
 
 
 def fails_with(device, code, descriptor=None):
     if descriptor is not None:
-        device.write(0, descriptor)
+        device.write(isa.JOB, descriptor)
     with pytest.raises(DeviceError, match=ERROR_TEXT[code]) as caught:
         run(device, DEADLINE)
     assert caught.value.code == code
@@ -362,9 +362,10 @@ def test_read_error(device, image, number):
 def test_what_lies_outside_the_window_is_never_touched(device, image, field):
     descriptor = image.descriptor(ROWS)
     index = [name for name, _ in DESCRIPTOR].index(field)
-    outside = [device.bus.memory.size, 0x8000_0000]
+    bulk, job = (memory.size for memory in device.bus.memory)
+    outside = [bulk, isa.JOB - PAGE]
     if field != "v_offset":  # that is added to another address, and addresses wrap
-        outside.append(0xFFFF_F000)
+        outside += [isa.JOB + job, 0xFFFF_F000]
     for value in outside:
         descriptor[index] = value
         fails_with(device, Error.WINDOW, descriptor)
@@ -374,21 +375,24 @@ def test_what_lies_outside_the_window_is_never_touched(device, image, field):
 
 @verilator
 def test_a_window_smaller_than_the_memory(device, image):
-    device._set("WINDOW_SIZE", image.map.ring)
-    fails_with(device, Error.WINDOW, image.descriptor(ROWS))
-    assert not device.read(image.map.ring, 64).any()
-    device._set("WINDOW_SIZE", device.bus.memory.size)
-    assert_works(device, image)
+    bulk, job = (memory.size for memory in device.bus.memory)
+    for name, part, size in (("WINDOW", image.map.kv, bulk), ("JOB", PAGE, job)):
+        device._set(name + "_SIZE", part)
+        fails_with(device, Error.WINDOW, image.descriptor(ROWS))
+        assert not device.read(image.map.ring, 64).any()
+        device._set(name + "_SIZE", size)
+        assert_works(device, image)
+        device.write(image.map.ring, np.zeros(64, np.uint8))
 
 
 @verilator
 @pytest.mark.parametrize("field", ["ring", "logits", "rope"])
 def test_a_window_larger_than_the_memory(device, image, field):
     """What the bus answers with an error is an error of the run."""
-    size = device.bus.memory.size
-    device._set("WINDOW_SIZE", 2 * size)
+    size = device.bus.memory[1].size
+    device._set("JOB_SIZE", 2 * size)
     descriptor = image.descriptor(ROWS)
-    descriptor[[name for name, _ in DESCRIPTOR].index(field)] = size
+    descriptor[[name for name, _ in DESCRIPTOR].index(field)] = isa.JOB + size
     fails_with(device, Error.AXI_READ if field == "rope" else Error.AXI_WRITE, descriptor)
     assert "m_axi_hp" in device.bus.top.bus_errors[0]
     assert_works(device, image)
@@ -420,7 +424,7 @@ def test_a_stuck_port_ends_in_the_watchdog(device, image, port, after):
     watchdog = 3000
     device._set("WATCHDOG", watchdog)
     top = device.bus.top
-    device.write(0, image.descriptor(ROWS, steps=3))
+    device.write(isa.JOB, image.descriptor(ROWS, steps=3))
     if after:
         device.start()
         top.run(after)
@@ -482,7 +486,7 @@ def test_positions_beyond_the_context(device, image):
     assert len(job.steps) == 2  # those that fit have been done
     golden = device_for(image, "golden")
     golden.write(PAGE, image.payload)
-    golden.write(0, descriptor)
+    golden.write(isa.JOB, descriptor)
     golden.start()
     assert golden.poll() == (State.ERROR, 2, Error.CONTEXT)
     ring = golden.read(image.map.ring, 16).view("<u4")[::2].tolist()
@@ -493,7 +497,7 @@ def test_positions_beyond_the_context(device, image):
 @verilator
 def test_stop_ends_a_run_after_the_current_step(device, image):
     descriptor = image.descriptor([row(5, 0)], steps=100)
-    device.write(0, descriptor)
+    device.write(isa.JOB, descriptor)
     device.start()
     with pytest.raises(RuntimeError, match="a run is under way"):
         device.start()
@@ -522,7 +526,7 @@ def test_a_generator_that_is_closed_stops_its_run(device, image):
 
 @verilator
 def test_reset_ends_a_run_at_once(device, image):
-    device.write(0, image.descriptor([row(5, 0)], steps=100))
+    device.write(isa.JOB, image.descriptor([row(5, 0)], steps=100))
     for cycles in (1, 50, 700, 5000):
         device.start()
         device.bus.top.run(cycles)

@@ -9,11 +9,13 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from streams import receiver, sender, simulate
 from tokenfabric.rtl.axi import read_master
+from tokenfabric.rtl.burst import WindowCheck
 from tokenfabric.rtl.dma import Fetch, ReadPort, WeightStream
 from tokenfabric.rtl.layouts import BeatTag, fetch_beat, fetch_command, stream_command
 from tokenfabric.rtl.writer import Writer
 
 from tokenfabric.config import preset
+from tokenfabric.isa import JOB
 
 BASE = 0x3FF0_0000
 SIZE = 1 << 16
@@ -66,8 +68,8 @@ class Reader(wiring.Component):
             connect(m, fetch.ports[index], port.fetch)
             connect(m, port.axi, flipped(self.axi[index]))
             m.d.comb += [
-                port.window_base.eq(BASE),
-                port.window_size.eq(self.window_size),
+                port.windows.window_base.eq(BASE),
+                port.windows.window_size.eq(self.window_size),
                 port.halt.eq(self.halt),
             ]
             for name in ("quiet", "error_window", "error_axi", "beat"):
@@ -301,6 +303,37 @@ def fails(cfg, *, start=None, cmd=None, size=SIZE, bad=None):
     return state[0], sum(len(slave.bursts) for slave in slaves)
 
 
+def test_each_window_has_its_base_and_its_size():
+    """Every burst near an edge of a window, against the rule written out."""
+    cfg = TINY
+    at = {"window_base": 0x1000_0000, "window_size": 0x4000, "job_base": 0xFFFF_E000}
+    at["job_size"] = 0x1000
+    edges = [0, 0x1000, 0x4000, JOB, JOB + 0x1000, JOB + 0x4000, 1 << 32]
+    bursts = [
+        {"addr": edge + cfg.port_bytes * first, "beats": beats}
+        for edge in edges
+        for first in (-17, -16, -1, 0, 1)
+        for beats in (1, 15, 16)
+        if 0 <= edge + cfg.port_bytes * first < 1 << 32
+    ]
+    want = []
+    for burst in bursts:
+        window, offset = divmod(burst["addr"], JOB)
+        name = ("window", "job")[window]
+        ok = offset + burst["beats"] * cfg.port_bytes <= at[name + "_size"]
+        want.append(((at[name + "_base"] + offset) % 2**32, burst["beats"] - 1, 0, int(ok)))
+    assert {ok for *_, ok in want} == {0, 1}
+    dut, got = WindowCheck(cfg), []
+
+    async def settings(ctx):
+        ctx.set(dut.windows, at)
+        await sender(dut.i, bursts)(ctx)
+
+    simulate(dut, [settings, receiver(dut.o, len(bursts), got)])
+    fields = ("addr", "len", "fetch", "ok")
+    assert [tuple(burst[name] for name in fields) for burst in got] == want
+
+
 def test_window_and_axi_errors():
     cfg = TINY
     size = cfg.port_bytes
@@ -487,8 +520,7 @@ def write_model(cfg, runs):
 
 def write_windows(dut, size=SIZE):
     async def bench(ctx):
-        ctx.set(dut.window_base, BASE)
-        ctx.set(dut.window_size, size)
+        ctx.set(dut.windows, {"window_base": BASE, "window_size": size})
 
     return bench
 

@@ -98,8 +98,8 @@ def test_embedding_equals_golden(cfg, stall):
     k_blocks = ceil_div(k, cfg.k_chunks)
     group = cfg.word_bytes * (1 + cfg.scale_channels // cfg.cols * k_blocks * cfg.tile_cycles)
     size = base + (2048 // cfg.scale_channels + 1) * group
-    golden = GoldenDevice(cfg, size // 4096 * 4096 + 8192)
-    golden.memory[:] = rng.integers(0, 256, golden.memory.size, np.uint8)
+    golden = GoldenDevice(cfg, (size // 4096 * 4096 + 8192, 0))
+    golden.windows[0][:] = rng.integers(0, 256, golden.windows[0].size, np.uint8)
     golden.job = {"embedding": base, "embedding_group": group}
     golden.rows = [{"token": token} for token in tokens]
     golden.res = np.zeros((cfg.res_chunks, cfg.cols), np.int64)

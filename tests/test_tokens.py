@@ -46,7 +46,7 @@ def test_greedy_tokens_and_all_logits(path):
     cfg = preset("pynq-z2")
     image = compile_model(model, cfg, context=128)
     prompt = tokenizer_of(model.tokenizer, path).encode(PROMPT)
-    memory = image.memory_bytes(COUNT + len(prompt))
+    memory = image.memory(COUNT + len(prompt))
     device = make_device("verilator", cfg, memory)
     session = Session(device, image, dump=True, deadline=120)
     tokens = list(session.generate(prompt, COUNT))
@@ -71,5 +71,5 @@ def generated(device: str, preset_name: str, length: int | None, count: int) -> 
     model, cfg = QModel.read(STORIES), preset(preset_name)
     image = compile_model(model, cfg, context=128)
     prompt = Tokenizer.from_bytes(model.tokenizer).encode(PROMPT)[:length]
-    session = Session(make_device(device, cfg, image.memory_bytes()), image, deadline=1200)
+    session = Session(make_device(device, cfg, image.memory()), image, deadline=1200)
     return list(session.generate(prompt, count))

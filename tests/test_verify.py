@@ -16,7 +16,7 @@ def _session(**options):
     _, cfg, image, device = golden()
     session = Session(device, image, dump=True)
     list(session.generate(prompt(20), 6, **options))
-    return session.jobs, image, device, GoldenDevice(cfg, device.memory.size)
+    return session.jobs, image, device, GoldenDevice(cfg, [w.size for w in device.windows])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -27,9 +27,9 @@ def test_two_golden_devices_agree(temperature):
 def test_a_flipped_weight_bit_is_reported():
     _, cfg, image, device = golden()
     session = Session(device, image, dump=True)
-    device.memory[image.map.stream + 1000] ^= 0x40
+    device.windows[0][image.map.stream + 1000] ^= 0x40
     list(session.generate(prompt(20), 3))
-    found = replay(session.jobs, image, device, GoldenDevice(cfg, device.memory.size))
+    found = replay(session.jobs, image, device, GoldenDevice(cfg, [w.size for w in device.windows]))
     assert found is not None and found.startswith("step 0: the logits of row ")
 
 
@@ -55,7 +55,7 @@ def test_every_part_of_the_cache_is_compared(index):
     tensors = list(cache_tensors(image))
     assert len(tensors) == 12  # 2 layers, 2 KV heads, K, V and scales
     name, layer, head, at, size = tensors[index]
-    device.memory[at + 24 * size] ^= 1  # of the last position that was written
+    device.windows[0][at + 24 * size] ^= 1  # of the last position that was written
     text = f"{name} of layer {layer}, KV head {head}, position 24 differs"
     assert replay(jobs, image, device, reference) == text
 
@@ -63,7 +63,7 @@ def test_every_part_of_the_cache_is_compared(index):
 def test_positions_that_were_not_written_are_not_compared():
     jobs, image, device, reference = _session()
     for _, _, _, at, size in cache_tensors(image):
-        device.memory[at + 25 * size] ^= 1
+        device.windows[0][at + 25 * size] ^= 1
     assert replay(jobs, image, device, reference) is None
 
 

@@ -224,7 +224,12 @@ def disassemble(instruction: Instruction) -> str:
     return text + " " + " ".join(parts)
 
 
-# The job descriptor: 32-bit little-endian words at device address 0, then the row table.
+# Device addresses below JOB lie in the bulk window (weights, KV cache), those from JOB on in the
+# job window (descriptor, token ring, dumped logits): two stretches of memory, each with its own
+# base, so that a host can keep the small one in step without touching the large one.
+JOB = 1 << 31
+
+# The job descriptor: 32-bit little-endian words at device address JOB, then the row table.
 DESCRIPTOR_MAGIC = 0x31464B54  # "TKF1"
 DESCRIPTOR: tuple[tuple[str, str], ...] = (
     ("magic", "0x31464b54"),
@@ -275,6 +280,7 @@ def describe() -> list:
         [name for name, _ in ROW],
         [[d.name, d.value] for d in Dest],
         [[f.name, f.value] for f in (*RowFlag, *Unit)],
+        [["JOB", JOB]],
     ]
 
 

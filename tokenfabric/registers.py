@@ -8,7 +8,7 @@ from enum import IntEnum
 __all__ = ["ERROR_TEXT", "REGISTERS", "Error", "Register", "State", "describe", "offset"]
 
 IDENT = 0x544B4642  # "TKFB"
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_PORTS = 8
 SATURATION_COUNTERS = 16
 
@@ -72,7 +72,7 @@ def _table() -> list[Register]:
     add(
         "CONTROL",
         "wo",
-        "start runs the job described at the start of the window; stop ends it after the "
+        "start runs the job described at the start of the job window; stop ends it after the "
         "current step; reset returns everything but the registers to its first state",
         start=(0, 1),
         stop=(1, 1),
@@ -81,9 +81,18 @@ def _table() -> list[Register]:
     add("STATUS", "ro", "what the fabric is doing", state=(0, 3))
     add("ERROR", "ro", "why the last run ended in state ERROR", code=(0, 8), port=(8, 4))
     add("PC", "ro", "the instruction that was being issued")
-    add("WINDOW_BASE", "rw", "bus address of device address 0, a multiple of 4096")
-    add("WINDOW_SIZE", "rw", "bytes; no access leaves [base, base + size)")
+    for name, doc in (("WINDOW", "0 (weights, KV cache)"), ("JOB", "0x80000000 (job window)")):
+        add(name + "_BASE", "rw", f"bus address of device address {doc}, a multiple of 4096")
+        add(name + "_SIZE", "rw", "bytes; no access leaves [base, base + size)")
     add("WATCHDOG", "rw", "cycles without a finished burst, instruction or step before it bites")
+    add(
+        "SEEN",
+        "rw",
+        "what the host has seen; irq is high while steps differs from RING_HEAD, and after the "
+        "end of a run until end is set",
+        steps=(0, 31),
+        end=(31, 1),
+    )
     add("RING_BASE", "ro", "device address of the token ring, from the descriptor")
     add("RING_HEAD", "ro", "steps whose tokens stand in the ring, their writes answered")
     for name, doc in COUNTERS:

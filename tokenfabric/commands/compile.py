@@ -31,6 +31,6 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{args.output}: {image.map.program_words} instructions and {image.payload.size:,} bytes "
         f"for {cfg.name} ({cfg.fingerprint}), {image.rows} rows a step, context {image.context}, "
-        f"{image.memory_bytes():,} bytes of memory"
+        f"{sum(image.memory()):,} bytes of memory"
     )
     return 0

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         tokenizer = tokenizer_of(image.tokenizer, path)
         prompt = tokenizer.encode(args.prompt)
         check_prompt(image, prompt)
-        size = image.memory_bytes(max(image.rows, min(args.count, image.context)))
+        size = image.memory(max(image.rows, min(args.count, image.context)))
         with _device(args, cfg, size, progress) as device:
             session = Session(device, image, dump=args.verify, deadline=DEADLINE)
             tokens, text = _stream(args, session, tokenizer, prompt, progress)

@@ -65,7 +65,7 @@ def _image(path: Path) -> Iterator[str]:
 
     image = Image.read(path)
     shown = {k: v for k, v in vars(image).items() if k not in ("map", "payload", "tokenizer")}
-    yield from _pairs({**shown, "memory bytes": image.memory_bytes()})
+    yield from _pairs({**shown, "memory bytes": sum(image.memory())})
     yield "memory map (device addresses and pitches in bytes)"
     for name, value in asdict(image.map).items():
         yield f"  {name:<32}{value:#x}"

@@ -75,7 +75,7 @@ def _measure(args: argparse.Namespace, cfg: Any, shape: Any, progress: Progress)
         model, cfg, progress=lambda done, total: progress("compiling", done, total)
     )
     verilog = cached_verilog(cfg, progress)
-    device = make_device("verilator", cfg, image.memory_bytes(), verilog=verilog, progress=progress)
+    device = make_device("verilator", cfg, image.memory(), verilog=verilog, progress=progress)
     progress("simulating")
     if args.rows is None:
         result = measure_decode(device, cfg, image, args.context)

@@ -136,7 +136,7 @@ def _against_device(
     from tokenfabric.sim.devices import make_device
 
     image = compile_model(model, cfg)
-    device = make_device(device_name, cfg, image.memory_bytes(image.rows), progress=progress)
+    device = make_device(device_name, cfg, image.memory(image.rows), progress=progress)
     session = Session(device, image, dump=True, deadline=DEADLINE)
     progress(f"running on {device_name}")
     list(session.generate(tokens, 1))
