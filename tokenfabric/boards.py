@@ -1,0 +1,87 @@
+"""The boards: what is soldered on them and where a design meets their processor. One home."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tokenfabric.config import FabricConfig, preset
+from tokenfabric.errors import UserError
+
+__all__ = ["BOARDS", "INSTANCE", "VLNV", "BoardSpec", "board"]
+
+VLNV = "tokenfabric.org:ip:tokenfabric:1.0"  # the accelerator's type: drivers bind to it
+INSTANCE = "npu_0"  # its name in the block design, so in PYNQ
+INTERRUPTS_AFTER = 0x1_0000  # PYNQ wants a controller between the accelerator and the processor
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardSpec:
+    """One board. The accelerator itself is its preset: ports, widths, fabric clock."""
+
+    name: str
+    title: str
+    preset: str
+    part: str  # Vivado's name
+    board_part: str  # Vivado's board file, as a pattern; the script does without if it is missing
+    ps: str  # the processor's IP: processing_system7 or zynq_ultra_ps_e
+    control_base: int  # bus address of s_axi_ctrl
+    memory_ports: tuple[str, ...]  # m_axi_hp0 goes to the first
+    ps_clock_mhz: float  # of the processor's first fabric clock; a PLL in the fabric makes others
+    ps_settings: tuple[tuple[str, str], ...] = ()  # what the processor's IP must know besides
+
+    @property
+    def config(self) -> FabricConfig:
+        return preset(self.preset)
+
+    @property
+    def interrupt_base(self) -> int:
+        """Bus address of the interrupt controller."""
+        return self.control_base + INTERRUPTS_AFTER
+
+
+# Kria's firmware runs the I/O PLL, the only one that PYNQ divides, at 1000 MHz: 100 MHz can be had
+# from it on every board, 300 MHz cannot.
+_KV260 = BoardSpec(
+    name="kv260",
+    title="AMD Kria KV260",
+    preset="kv260",
+    part="xck26-sfvc784-2LV-c",
+    board_part="xilinx.com:kv260_som:*",
+    ps="zynq_ultra_ps_e",
+    control_base=0xA000_0000,
+    memory_ports=tuple(f"S_AXI_HP{i}_FPD" for i in range(4)),
+    ps_clock_mhz=100.0,
+)
+
+BOARDS = {
+    spec.name: spec
+    for spec in (
+        BoardSpec(
+            name="pynq-z2",
+            title="TUL PYNQ-Z2",
+            preset="pynq-z2",
+            part="xc7z020clg400-1",
+            board_part="tul.com.tw:pynq-z2:*",
+            ps="processing_system7",
+            control_base=0x43C0_0000,
+            memory_ports=tuple(f"S_AXI_HP{i}" for i in range(4)),
+            ps_clock_mhz=100.0,
+            ps_settings=(("PCW_CRYSTAL_PERIPHERAL_FREQMHZ", "50"),),
+        ),
+        _KV260,
+        replace(
+            _KV260,
+            name="zcu104",
+            title="AMD ZCU104",
+            part="xczu7ev-ffvc1156-2-e",
+            board_part="xilinx.com:zcu104:*",
+        ),
+    )
+}
+
+
+def board(name: str) -> BoardSpec:
+    """The board called ``name``."""
+    if name not in BOARDS:
+        raise UserError(f"no board {name!r}; there are: {', '.join(BOARDS)}")
+    return BOARDS[name]
