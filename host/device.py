@@ -9,7 +9,15 @@ import numpy as np
 
 from tokenfabric.registers import ERROR_TEXT, Error, State
 
-__all__ = ["Device", "DeviceError", "DeviceTimeout", "raise_error", "run", "wait_by_polling"]
+__all__ = [
+    "Device",
+    "DeviceError",
+    "DeviceLost",
+    "DeviceTimeout",
+    "raise_error",
+    "run",
+    "wait_by_polling",
+]
 
 
 class DeviceError(RuntimeError):
@@ -27,6 +35,10 @@ class DeviceTimeout(RuntimeError):
     """A run did not end before its deadline."""
 
 
+class DeviceLost(RuntimeError):
+    """The accelerator cannot be reached any more, or somebody else has it now; open it again."""
+
+
 @runtime_checkable
 class Device(Protocol):
     """An accelerator and its memory: the bulk window at address 0, the job window at ``isa.JOB``.
@@ -40,7 +52,10 @@ class Device(Protocol):
         """The fingerprint that the hardware reports."""
 
     def write(self, address: int, array: np.ndarray) -> None:
-        """Put the bytes of ``array`` at ``address``, at the latest with the next ``start``."""
+        """Put the bytes of ``array`` at ``address``, at the latest with the next ``start``.
+
+        Not during a run: RuntimeError.
+        """
 
     def read(self, address: int, count: int) -> np.ndarray:
         """``count`` bytes from ``address`` as uint8."""

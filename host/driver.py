@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from tokenfabric.host.device import DeviceError, DeviceTimeout
+from tokenfabric.host.device import DeviceError, DeviceLost, DeviceTimeout
 
 from tokenfabric import registers
 from tokenfabric.errors import UserError
@@ -65,8 +65,10 @@ class RegisterDevice:
             self._set(name + "_BASE", base)
             self._set(name + "_SIZE", memory.size)
         self._set("WATCHDOG", watchdog)
-        self._dirty: set[int] = set()  # windows written since they were flushed
+        self._dirty: set[int] = set()  # windows that the host has written since they were flushed
+        self._stale: set[int] = set()  # windows that the accelerator may have written since
         self._seen = -1
+        self._running = False
 
     def register(self, name: str) -> int:
         """The register ``name``."""
@@ -89,14 +91,23 @@ class RegisterDevice:
 
     def write(self, address: int, array: np.ndarray) -> None:
         data = np.ascontiguousarray(array).view(np.uint8).ravel()
-        self._slice(address, data.size)[:] = data
+        if self._running:
+            raise RuntimeError("a run is under way; wait for its end or stop it")
+        part = self._slice(address, data.size)
+        self._refresh(address // JOB)  # or flushing the whole window would undo what is new in it
+        part[:] = data
         self._dirty.add(address // JOB)
 
     def read(self, address: int, count: int) -> np.ndarray:
         part = self._slice(address, count)
-        if address // JOB not in self._dirty:
-            self.bus.invalidate(address // JOB)
+        self._refresh(address // JOB)
         return part.copy()
+
+    def _refresh(self, window: int) -> None:
+        if window in self._stale:
+            self.bus.invalidate(window)
+            if not self._running:
+                self._stale.discard(window)
 
     def _slice(self, address: int, count: int) -> np.ndarray:
         window, offset = divmod(address, JOB)
@@ -107,11 +118,18 @@ class RegisterDevice:
     def start(self) -> None:
         if self.register("STATUS") == State.RUNNING:
             raise RuntimeError("a run is under way; wait for its end or stop it")
+        if [self.register(name) for name in ("WINDOW_BASE", "JOB_BASE")] != list(self.bus.bases):
+            raise DeviceLost(
+                "the accelerator's windows are not the ones this program opened: another program "
+                "has taken it or loaded another bitstream; open it again"
+            )
         for window in sorted(self._dirty):
             self.bus.flush(window)
         self._dirty.clear()
+        self._stale = {0, 1}
         self._see(0)
         self._set("CONTROL", 1)
+        self._running = True
 
     def _see(self, value: int) -> None:
         if value != self._seen:
@@ -121,11 +139,17 @@ class RegisterDevice:
     def stop(self) -> None:
         self._set("CONTROL", 2)
 
+    def reset(self, deadline: float = 10.0) -> None:
+        """End a run at once; DeviceTimeout if the accelerator does not let go of the memory."""
+        self._set("CONTROL", 4)
+        self.wait(deadline)
+
     def poll(self) -> tuple[State, int, Error]:
         state = State(self.register("STATUS"))
         if state is State.RUNNING:
             self.bus.advance()
             state = State(self.register("STATUS"))
+        self._running = state is State.RUNNING
         done = self.register("RING_HEAD")
         self._see(done | (state is not State.RUNNING) << 31)
         return state, done, Error(self.register("ERROR") & 0xFF)

@@ -1,0 +1,341 @@
+"""The accelerator on a board, through ``pynq``: on the board itself, on a remote or a virtual one.
+
+Works with pynq 4.0 (Zynq UltraScale+, local and remote) and 3.x (also Zynq-7000). What the versions
+and the two kinds of device have in common is all that is used: whole buffers are flushed and
+invalidated, addresses come from whole buffers, registers are written as Python integers.
+Importing this module imports ``pynq``, which reads ``PYNQ_REMOTE_DEVICES`` then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import os
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pynq
+from tokenfabric.boards import VLNV
+from tokenfabric.host.device import DeviceLost, DeviceTimeout
+from tokenfabric.host.driver import RegisterDevice
+from tokenfabric.host.image import Image
+
+from tokenfabric import registers
+from tokenfabric.config import PRESETS, FabricConfig
+from tokenfabric.errors import UserError
+from tokenfabric.registers import State
+
+__all__ = ["Board", "Caller", "PynqBus", "TokenFabricIP"]
+
+ANSWER_SECONDS = 20.0  # for one call of a remote board
+SLOWEST = 1e6  # bytes per second of its network
+POLL_SECONDS = 0.001
+INTERRUPT_SECONDS = 0.1  # then the registers are looked at
+ADDRESS_LIMIT = 1 << 32  # the memory ports have 32 address bits
+MIB = 1 << 20
+
+
+class TokenFabricIP(pynq.DefaultIP):
+    """What pynq binds to our IP; ``register_map`` has all registers with their fields."""
+
+    bindto = [VLNV]  # noqa: RUF012  pynq reads a list
+
+
+class Caller:
+    """Makes the calls of a remote board in a thread of its own, so that each has a deadline.
+
+    A call that fails or does not return in time raises DeviceLost; so does every later one, because
+    nobody knows any more what the board has done.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self._lost = ""
+        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True, name=name).start()
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, arguments, answer = call
+            try:
+                answer.put((function(*arguments), None))
+            except BaseException as error:  # whatever it is, the caller must get it
+                answer.put((None, error))
+
+    def __call__(self, function: Callable, *arguments: Any, moved: int = 0) -> Any:
+        """``function(*arguments)``; ``moved``: bytes that it moves."""
+        if self._lost:
+            raise DeviceLost(self._lost)
+        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._calls.put((function, arguments, answer))
+        seconds = ANSWER_SECONDS + moved / SLOWEST
+        try:
+            result, error = answer.get(timeout=seconds)
+        except queue.Empty:
+            self._lost = (
+                f"{self.name} has not answered for {seconds:g} s; check its power and its "
+                "network, then open it again"
+            )
+            raise DeviceLost(self._lost) from None
+        if error is not None:
+            self._lost = f"{self.name} does not answer any more ({_reason(error)}); open it again"
+            raise DeviceLost(self._lost) from error
+        return result
+
+    def close(self) -> None:
+        """Ends the thread after the calls that wait."""
+        self._calls.put(None)
+
+
+def _here(function: Callable, *arguments: Any, moved: int = 0) -> Any:
+    """The Caller of a board that this program runs on: a call cannot get lost."""
+    return function(*arguments)
+
+
+def _reason(error: BaseException) -> str:
+    """One line. Errors of gRPC print many; their ``details()`` is one."""
+    details = getattr(error, "details", None)
+    text = str(details() if callable(details) else error) or type(error).__name__
+    return text.splitlines()[0]
+
+
+class PynqBus:
+    """Registers and two buffers of a board, as ``host.driver.Bus``.
+
+    ``sizes``: bytes of the bulk window and of the job window. UserError if the board has no such
+    memory, or none that the ports can address.
+    """
+
+    def __init__(self, ip: Any, sizes: Sequence[int], call: Callable = _here):
+        self._ip, self._call = ip, call
+        self._interrupt = getattr(ip, "irq", None)
+        self._loop = _event_loop() if self._interrupt is not None else None
+        self._buffers: list[Any] = []
+        self.bases: list[int] = []
+        self.memory: list[np.ndarray] = []
+        try:
+            for size in sizes:
+                self._allocate(size)
+        except BaseException:
+            self.close()
+            raise
+
+    def _allocate(self, size: int) -> None:
+        """One more buffer. A remote board says that there is none only when asked for its address."""
+
+        def attempt() -> tuple[Any, Any]:
+            try:
+                buffer = pynq.allocate((size,), "u1", target=self._ip.device)
+                return buffer, int(buffer.physical_address)
+            except Exception as error:
+                return None, error
+
+        buffer, base = self._call(attempt)
+        if buffer is None:
+            self.read32(registers.offset("IDENT"))  # DeviceLost if it is not the memory
+            raise UserError(
+                f"the board has no {size / MIB:.1f} MiB of contiguous memory left"
+                f"{_cma(self._ip.device)}; close what else uses it, or boot with a larger cma="
+            )
+        self._buffers.append(buffer)
+        if base + size > ADDRESS_LIMIT:
+            raise UserError(
+                f"the board allocated {size / MIB:.1f} MiB at {base:#x}, the accelerator addresses "
+                f"memory below {ADDRESS_LIMIT:#x}; boot with cma=<size>@<address below it>"
+            )
+        self.bases.append(base)
+        self.memory.append(np.asarray(buffer))
+
+    def read32(self, offset: int) -> int:
+        """A register."""
+        return int(self._call(self._ip.read, offset)) & 0xFFFFFFFF
+
+    def write32(self, offset: int, value: int) -> None:
+        """Set a register."""
+        self._call(self._ip.write, offset, int(value) & 0xFFFFFFFF)
+
+    def flush(self, window: int) -> None:
+        """Make what the host wrote visible to the accelerator."""
+        self._call(self._buffers[window].flush, moved=self.memory[window].size)
+
+    def invalidate(self, window: int) -> None:
+        """Make what the accelerator wrote visible to the host."""
+        self._call(self._buffers[window].invalidate, moved=self.memory[window].size)
+
+    def advance(self) -> None:
+        """Wait for the interrupt if there is one and this thread can, else a moment."""
+        if self._interrupt is None or not _wait(self._interrupt, self._loop):
+            time.sleep(POLL_SECONDS)
+
+    def close(self) -> None:
+        """Give the buffers back. That a board is gone does not matter any more."""
+        self.memory, self.bases = [], []
+        buffers, self._buffers = self._buffers, []
+        for buffer in buffers:
+            try:
+                self._call(buffer.freebuffer)
+            except DeviceLost:
+                buffer.freed = True  # or its destructor calls, too
+
+
+def _cma(device: Any) -> str:
+    """What the board says of its memory for buffers, to be put into a sentence."""
+    try:
+        if device.capabilities.get("REMOTE"):
+            text = device.read_file("/proc/meminfo").decode()
+        else:
+            text = Path("/proc/meminfo").read_text(encoding="ascii")
+        values = dict(line.split(":") for line in text.splitlines())
+        free, total = (int(values[name].split()[0]) >> 10 for name in ("CmaFree", "CmaTotal"))
+    except Exception:  # it is only a hint, and every kind of board has its own ways to fail
+        return ""
+    return f" ({free} of {total} MiB are free)"
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """The loop on which pynq's interrupts arrive: that of the thread which made them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return asyncio.get_event_loop()
+
+
+def _wait(interrupt: Any, loop: Any) -> bool:
+    """Wait for an interrupt, at most INTERRUPT_SECONDS; False if this thread must not.
+
+    In a notebook the loop runs in the main thread: other threads can wait for it, that one cannot.
+    """
+    waiting = asyncio.wait_for(interrupt.wait(), INTERRUPT_SECONDS)
+    try:
+        if not loop.is_running():
+            loop.run_until_complete(waiting)
+        else:
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                asyncio.run_coroutine_threadsafe(waiting, loop).result()
+            else:
+                waiting.close()
+                return False
+    except (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError):
+        pass
+    return True
+
+
+class Board:
+    """A board with our bitstream: ``with Board("tokenfabric.bit") as board:``
+
+    bitfile: the .bit; its .hwh stands beside it. download: program the board (False: it is already
+    programmed, by this file). device: a ``pynq.Device``, by default the active one. ``config`` is
+    the accelerator's, found by its fingerprint. UserError for a missing or wrong bitstream, a map
+    that is not this version's, an accelerator that is busy; DeviceLost if there is no answer.
+    """
+
+    def __init__(self, bitfile: str | Path, *, download: bool = True, device: Any = None):
+        path = Path(bitfile)
+        for file in (path, path.with_suffix(".hwh")):
+            if not file.is_file():
+                raise UserError(f"{file}: no such file; build it with 'tokenfabric bitstream'")
+        device = device or _active_device()
+        self.remote = bool(device.capabilities.get("REMOTE"))
+        self.name = f"the board at {device.ip_addr}" if self.remote else "this board"
+        self._call = Caller(self.name) if self.remote else _here
+        self._device: RegisterDevice | None = None
+        if self.remote:  # else pynq keeps files beside its own code, shared by all boards
+            device.gen_cache = lambda *_, **__: None
+        self.overlay = self._call(lambda: pynq.Overlay(str(path), download=download, device=device))
+        self.ip = self._find(path)
+        self._check_map(path)
+        self._read = lambda name: int(self._call(self.ip.read, registers.offset(name)))
+        self.config = self._identify()
+        atexit.register(self.close)
+
+    def _find(self, path: Path) -> Any:
+        kinds = {name: entry["type"] for name, entry in self.overlay.ip_dict.items()}
+        for name, kind in kinds.items():
+            if kind == VLNV:
+                return self._call(getattr, self.overlay, name)
+        raise UserError(f"{path}: holds no {VLNV}; give a bitstream of this version of tokenfabric")
+
+    def _check_map(self, path: Path) -> None:
+        """pynq may know the registers from an older file of the same name."""
+        found = self.ip._registers or {}
+        for register in registers.REGISTERS:
+            known = found.get(register.name, {}).get("address_offset")
+            if known != register.offset:
+                raise UserError(
+                    f"{path.with_suffix('.hwh')}: {register.name} is at {known} instead of "
+                    f"{register.offset:#x}; use the .hwh that was written with the .bit, and if it is, "
+                    "delete pynq/pl_server/_current_metadata.pkl"
+                )
+
+    def _identify(self) -> FabricConfig:
+        found = f"{self._read('FINGERPRINT_HI') << 32 | self._read('FINGERPRINT_LO'):016x}"
+        if self._read("IDENT") != registers.IDENT:
+            raise UserError(
+                "the board is not programmed with this bitstream; open with download=True"
+            )
+        if self._read("STATUS") == State.RUNNING:
+            raise UserError("the accelerator is at work for another program; wait for its end")
+        for config in PRESETS.values():
+            if config.fingerprint == found:
+                return config
+        raise UserError(
+            f"the accelerator's fingerprint is {found}, none of this version's presets; build the "
+            "bitstream with the version of tokenfabric that you run"
+        )
+
+    def device(self, image: Image, dumped_logits: int = 0) -> RegisterDevice:
+        """A device with memory for the image; it takes the place of the one before."""
+        self._release()
+        bus = PynqBus(self.ip, image.memory(dumped_logits), self._call)
+        try:
+            self._device = RegisterDevice(bus)
+        except BaseException:
+            bus.close()
+            raise
+        return self._device
+
+    def _release(self) -> None:
+        """End what is running, and only then give its memory back."""
+        device, self._device = self._device, None
+        if device is None:
+            return
+        try:
+            device.reset()
+        except (DeviceLost, DeviceTimeout):
+            pass
+        finally:
+            device.bus.close()
+
+    def close(self) -> None:
+        """End the run, free the buffers. The bitstream stays."""
+        atexit.unregister(self.close)
+        self._release()
+        if isinstance(self._call, Caller):
+            self._call.close()
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _active_device() -> Any:
+    """The device that pynq chose; UserError if it found none."""
+    try:
+        return pynq.Device.active_device
+    except Exception as error:
+        address = os.environ.get("PYNQ_REMOTE_DEVICES")
+        where = f"at {address}" if address else "here (PYNQ_REMOTE_DEVICES is not set)"
+        raise UserError(
+            f"no board {where}: {_reason(error)}; start one with 'tokenfabric board kv260', or set "
+            "PYNQ_REMOTE_DEVICES to a board's address before Python starts"
+        ) from None

@@ -1,0 +1,120 @@
+"""The driver's part in keeping memory in step: caches that nobody flushes for it."""
+
+import numpy as np
+import pytest
+from small_models import SMALL
+from tokenfabric.host.compile import compile_model
+from tokenfabric.host.device import DeviceLost
+from tokenfabric.host.driver import RegisterDevice
+from tokenfabric.host.image import PAGE
+from tokenfabric.host.session import Session
+from tokenfabric.host.verify import cache_tensors, replay
+from tokenfabric.quant.qmodel import QModel
+from tokenfabric.sim.devices import make_device
+
+from tokenfabric import isa
+from tokenfabric.config import preset
+from tokenfabric.registers import State
+
+
+class CachedBus:
+    """A simulated board whose CPU sees copies of the memory, and counts what it moves."""
+
+    def __init__(self, bus):
+        self.bus, self.bases = bus, bus.bases
+        self.memory = [memory.copy() for memory in bus.memory]
+        self.read32, self.write32, self.advance = bus.read32, bus.write32, bus.advance
+        self.moved = []
+
+    def flush(self, window):
+        self.bus.memory[window][:] = self.memory[window]
+        self.moved.append(("flush", window))
+
+    def invalidate(self, window):
+        self.memory[window][:] = self.bus.memory[window]
+        self.moved.append(("invalidate", window))
+
+
+@pytest.fixture(scope="module")
+def image():
+    return compile_model(QModel.random(SMALL, 3), preset("tiny"), slots=2)
+
+
+@pytest.fixture
+def device(image):
+    plain = make_device("verilator", preset("tiny"), image.memory(16))
+    return RegisterDevice(CachedBus(plain.bus))
+
+
+pytestmark = pytest.mark.verilator
+
+
+def test_a_session_on_a_cached_bus_equals_golden(image, device):
+    session = Session(device, image, dump=True)
+    list(session.generate([5, 6, 7], 4))
+    list(session.generate([8], 3))
+    golden = make_device("golden", preset("tiny"), image.memory(16))
+    assert replay(session.jobs, image, device, golden) is None
+
+
+def test_the_bulk_window_is_flushed_once(image, device):
+    session = Session(device, image)
+    list(session.generate([5, 6, 7], 12))
+    assert device.bus.moved.count(("flush", 0)) == 1
+    assert ("invalidate", 0) not in device.bus.moved
+    assert device.bus.moved.count(("flush", 1)) == len(session.jobs)
+
+
+def test_writing_to_a_window_keeps_what_the_accelerator_wrote_there(image, device):
+    session = Session(device, image)
+    list(session.generate([5, 6, 7], 4))
+    dram, count = device.bus.bus.memory[0], len(session.tokens)
+    parts = [(at, at + count * size) for *_, at, size in cache_tensors(image)]
+    cache = [dram[first:last].copy() for first, last in parts]
+    assert all(part.any() for part in cache)
+    device.write(image.map.rope, device.read(image.map.rope, 64))
+    list(session.generate([8], 2))
+    for (first, last), before in zip(parts, cache):
+        assert np.array_equal(dram[first:last], before)
+
+
+def test_nothing_is_written_during_a_run(image, device):
+    device.write(PAGE, image.payload)
+    rows = [{"token": 5, "position": 0, "slot": 0, "flags": int(isa.RowFlag.WANT_LOGITS)}]
+    device.write(isa.JOB, image.descriptor(rows, steps=50))
+    device.start()
+    with pytest.raises(RuntimeError, match="a run is under way"):
+        device.write(0, np.zeros(8, np.uint8))
+    assert device.poll()[0] is State.RUNNING
+    device.reset()
+    assert device.poll()[0] is State.IDLE
+    device.write(0, np.zeros(8, np.uint8))
+
+
+def test_an_accelerator_that_somebody_else_took_is_noticed(image, device):
+    session = Session(device, image)
+    list(session.generate([5], 2))
+    bus = device.bus.bus
+    RegisterDevice(type(bus)(bus.top, image.memory()[0] - PAGE))  # its buffers lie elsewhere
+    with pytest.raises(DeviceLost, match="another program has taken it"):
+        list(session.generate([6], 2))
+
+
+def test_the_interrupt_is_news(image, device):
+    """High for each step in the ring that has not been seen, and after the end."""
+    top = device.bus.bus.top
+    assert not top.irq
+    device.write(PAGE, image.payload)
+    rows = [{"token": 5, "position": 0, "slot": 0, "flags": int(isa.RowFlag.WANT_LOGITS)}]
+    device.write(isa.JOB, image.descriptor(rows, steps=3))
+    device.start()
+    news = 0
+    while True:
+        top.run(1 << 20)
+        assert top.irq
+        state, done, _ = device.poll()
+        news += 1
+        if state is not State.RUNNING:
+            break
+        assert done == news and (done == 3 or not top.irq)
+    assert done == 3 and not top.irq
