@@ -128,7 +128,7 @@ class PynqBus:
             raise
 
     def _allocate(self, size: int) -> None:
-        """One more buffer. A remote board says that there is none only when asked for its address."""
+        """One more buffer. Only when asked for its address, a remote board says there is none."""
 
         def attempt() -> tuple[Any, Any]:
             try:
@@ -271,8 +271,8 @@ class Board:
             if known != register.offset:
                 raise UserError(
                     f"{path.with_suffix('.hwh')}: {register.name} is at {known} instead of "
-                    f"{register.offset:#x}; use the .hwh that was written with the .bit, and if it is, "
-                    "delete pynq/pl_server/_current_metadata.pkl"
+                    f"{register.offset:#x}; use the .hwh that was written with the .bit; if it "
+                    "is, delete pynq/pl_server/_current_metadata.pkl"
                 )
 
     def _identify(self) -> FabricConfig:
