@@ -1,4 +1,4 @@
-"""One progress bar for everything that takes long: on a terminal only, never in a pipe."""
+"""One progress bar for all that takes long: on a terminal or in a notebook, never in a pipe."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ WIDTH = 24
 class Progress:
     """``progress(what)`` or ``progress(what, done, total)``: one line of stderr, redrawn in place.
 
-    Nothing is written where ``stream`` is not a terminal. As a context manager it leaves an empty
+    Nothing is written where ``stream`` is neither a terminal nor a notebook's. As a context manager it leaves an empty
     line behind, however the block ends.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self._live = self._stream.isatty()
-        self._what, self._began, self._drawn = "", 0.0, 0.0
+        notebook = type(self._stream).__module__.startswith("ipykernel")
+        self._live = self._stream.isatty() or notebook
+        self._what, self._began, self._drawn, self._length = "", 0.0, 0.0, 0
 
     def __enter__(self) -> Progress:
         return self
@@ -45,14 +46,20 @@ class Progress:
         if now - self._began >= 1:
             text += f" {now - self._began:.0f} s"
         columns = shutil.get_terminal_size().columns
-        self._stream.write("\r\x1b[2K" + text[: columns - 1])
+        self._write(text[: columns - 1])
+
+    def _write(self, text: str) -> None:
+        """Over the line before; notebooks know the carriage return, but no way to erase."""
+        self._stream.write("\r" + text.ljust(self._length))
+        self._length = len(text)
         self._stream.flush()
 
     def clear(self) -> None:
         """Remove the line, so that other text can be written."""
         if self._live and self._what:
             self._what = ""
-            self._stream.write("\r\x1b[2K")
+            self._write("")
+            self._stream.write("\r")
             self._stream.flush()
 
     @staticmethod
