@@ -46,6 +46,24 @@ def _python(*args: str, **options) -> subprocess.Popen:
     )
 
 
+WITHOUT_AMARANTH = """
+import sys
+sys.modules["amaranth"] = None  # as if it were not installed
+from tokenfabric.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_missing_package_says_what_to_install(folder):
+    """In a process of its own: here the package may have been imported before."""
+    command = [sys.executable, "-c", WITHOUT_AMARANTH, "verilog", "--preset", "tiny", "-o", "t.v"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "amaranth" in done.stderr and "pip install 'tokenfabric[sim]'" in done.stderr
+    assert not Path("t.v").exists()
+
+
 # Refusals
 
 

@@ -16,8 +16,8 @@ WIDTH = 24
 class Progress:
     """``progress(what)`` or ``progress(what, done, total)``: one line of stderr, redrawn in place.
 
-    Nothing is written where ``stream`` is neither a terminal nor a notebook's. As a context manager it leaves an empty
-    line behind, however the block ends.
+    Nothing is written where ``stream`` is neither a terminal nor a notebook's. As a context manager
+    it leaves an empty line behind, however the block ends.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
