@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from tokenfabric.host.image import PAGE, Image
 
+from tokenfabric.isa import JOB
 from tokenfabric.registers import ERROR_TEXT, Error, State
 
 __all__ = [
@@ -14,10 +17,15 @@ __all__ = [
     "DeviceError",
     "DeviceLost",
     "DeviceTimeout",
+    "end_run",
+    "load",
+    "put_job",
     "raise_error",
     "run",
     "wait_by_polling",
 ]
+
+CHUNK = 1 << 20  # bytes of an image that are loaded between two reports of progress
 
 
 class DeviceError(RuntimeError):
@@ -72,6 +80,25 @@ class Device(Protocol):
     def stop(self) -> None:
         """End the run after the current step."""
 
+    def reset(self, deadline: float) -> None:
+        """End the run at once, in the middle of a step; DeviceTimeout if it does not end."""
+
+
+def load(
+    device: Device, image: Image, progress: Callable[[str, int, int], None] | None = None
+) -> None:
+    """Put the image into the device's memory."""
+    size = image.payload.size
+    for at in range(0, size, CHUNK):
+        device.write(PAGE + at, image.payload[at : at + CHUNK])
+        if progress is not None:
+            progress("loading", min(at + CHUNK, size), size)
+
+
+def put_job(device: Device, descriptor: np.ndarray) -> None:
+    """Put a job where the next ``start`` looks for it."""
+    device.write(JOB, descriptor)
+
 
 def raise_error(device: Device) -> None:
     """Raise DeviceError if the last run ended in one."""
@@ -90,6 +117,24 @@ def wait_by_polling(device: Device, deadline: float, interval: float = 0.001) ->
         if time.monotonic() > end:
             raise DeviceTimeout(f"no end of the run within {deadline:g} s")
         time.sleep(interval)
+
+
+def end_run(device: Device, deadline: float, *, at_once: bool = False) -> None:
+    """Leave the device ready for a start, whatever it was doing.
+
+    A run under way ends after its step; in the middle of it if ``at_once``, or if the step takes
+    longer than ``deadline`` seconds. DeviceTimeout if it does not end then either.
+    """
+    if device.poll()[0] is not State.RUNNING:
+        return
+    if not at_once:
+        device.stop()
+        try:
+            device.wait(deadline)
+            return
+        except DeviceTimeout:
+            pass
+    device.reset(deadline)
 
 
 def run(device: Device, deadline: float) -> None:

@@ -82,9 +82,10 @@ class Image:
     def memory(self, dumped_logits: int = 0) -> tuple[int, int]:
         """Bytes of the bulk window and of the job window that a device must offer.
 
-        The job window has room for so many rows of logits.
+        The job window has room for so many rows of logits, or as many as slots, for sampling.
         """
-        logits = self.map.logits - isa.JOB + dumped_logits * self.map.logits_stride
+        rows = max(dumped_logits, self.slots)
+        logits = self.map.logits - isa.JOB + rows * self.map.logits_stride
         return self.map.end, round_up(logits, PAGE)
 
     def write(self, path: str | Path) -> None:

@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tokenfabric.host.device import run
-from tokenfabric.host.image import PAGE, Image
+from tokenfabric.host.device import load, put_job, run
+from tokenfabric.host.image import Image
 from tokenfabric.host.session import Job
 
 from tokenfabric.config import FabricConfig
 from tokenfabric.errors import UserError
-from tokenfabric.isa import DESCRIPTOR_WORDS, JOB, ROW, ROW_WORDS, RowFlag
+from tokenfabric.isa import RowFlag
 from tokenfabric.registers import COUNTERS
 
 __all__ = ["decode_rates", "measure_decode", "measure_prefill", "session_cycles"]
 
 STEPS = 5  # autonomous decode steps; the first, which fills the pipelines, does not count
 DEADLINE = 3600.0
-POSITION = [name for name, _ in ROW].index("position")
 
 
 def _rows(image: Image, count: int, position: int, flags: RowFlag) -> list[dict[str, int]]:
@@ -32,7 +31,7 @@ def _rows(image: Image, count: int, position: int, flags: RowFlag) -> list[dict[
 
 def _job(device: Any, image: Image, rows: list[dict[str, int]], steps: int = 1) -> dict[str, int]:
     """Run one job; its counters."""
-    device.write(JOB, image.descriptor(rows, steps=steps))
+    put_job(device, image.descriptor(rows, steps=steps))
     run(device, DEADLINE)
     counters = {name.lower(): device.counter(name) for name, _ in COUNTERS}
     beats = [device.register(f"READ_BEATS_{p}") for p in range(8)]
@@ -62,20 +61,21 @@ def decode_rates(
 def session_cycles(jobs: Sequence[Job]) -> tuple[float, float]:
     """Mean cycles of a session's decode steps, and positions they look at.
 
-    Autonomous steps count from start to start; where there are none, whole jobs of one token do,
-    and at last the prefill.
+    Autonomous steps count from start to start; where there are none, whole jobs of one token of
+    each sequence do, and at last the prefill. Positions are summed over the sequences.
     """
     autonomous: list[tuple[int, int]] = []
     single: list[tuple[int, int]] = []
     prefill = [(0, 0)]
     for job in jobs:
-        row = DESCRIPTOR_WORDS + ROW_WORDS * (job.rows - 1)
-        position = int(job.descriptor[row + POSITION])
+        used = job.positions
         stamps = [step.cycles for step in job.steps]
         if len(stamps) == 1:
-            (single if job.rows == 1 else prefill).append((stamps[0], position + 1))
+            decode = len(used) == job.rows
+            (single if decode else prefill).append((stamps[0], sum(used.values())))
         for number in range(1, len(stamps)):
-            autonomous.append((stamps[number] - stamps[number - 1], position + number + 1))
+            took = stamps[number] - stamps[number - 1]
+            autonomous.append((took, sum(used.values()) + number * job.rows))
     cycles, positions = np.mean(autonomous or single or prefill[-1:], axis=0)
     return float(cycles), float(positions)
 
@@ -92,7 +92,7 @@ def measure_decode(device: Any, cfg: FabricConfig, image: Image, context: int) -
             f"context {context} is not between {STEPS} and the {image.context} positions of the "
             "model; choose another --context"
         )
-    device.write(PAGE, image.payload)
+    load(device, image)
     counters = _job(device, image, _rows(image, 1, first, RowFlag.WANT_LOGITS), STEPS)
     ring = device.read(image.map.ring, 8 * STEPS).view("<u4").reshape(-1, 2)
     stamps = ring[:, 1].astype(np.int64)
@@ -121,7 +121,7 @@ def measure_prefill(device: Any, cfg: FabricConfig, image: Image, count: int) ->
         raise UserError(
             f"a prefill of {count} tokens does not fit the context of {image.context}; choose less"
         )
-    device.write(PAGE, image.payload)
+    load(device, image)
     total: dict[str, int] = {}
     steps = 0
     for at in range(0, count, image.rows):

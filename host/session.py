@@ -1,22 +1,35 @@
-"""The token loop: prefill, decode and sampling on any device."""
+"""The token loop: prefill, decode and sampling of one or several sequences on any device."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
-from tokenfabric.host.device import Device, DeviceTimeout, raise_error
-from tokenfabric.host.image import PAGE, Image
+from tokenfabric.host.device import (
+    Device,
+    DeviceError,
+    DeviceTimeout,
+    end_run,
+    load,
+    put_job,
+    raise_error,
+)
+from tokenfabric.host.image import Image
 
 from tokenfabric.errors import UserError
-from tokenfabric.isa import JOB, RowFlag
+from tokenfabric.isa import DESCRIPTOR, DESCRIPTOR_WORDS, ROW, ROW_WORDS, RowFlag
 from tokenfabric.registers import State
 
-__all__ = ["Job", "Sampler", "Session", "Step", "check_prompt"]
+__all__ = ["Context", "Job", "Sampler", "Session", "Step", "check_prompt"]
 
 NO_TOKEN = 0xFFFFFFFF
+STEPS = [name for name, _ in DESCRIPTOR].index("steps")
+STOPS = sum(name.startswith("stop") for name, _ in DESCRIPTOR)
+POSITION, SLOT = ([name for name, _ in ROW].index(name) for name in ("position", "slot"))
 
 
 @dataclass(frozen=True)
@@ -39,13 +52,15 @@ class Sampler:
             raise UserError(f"top-p {self.top_p} is not above 0 and at most 1")
         if self.top_k < 0:
             raise UserError(f"top-k {self.top_k} is negative; 0 keeps all tokens")
+        if self.seed < 0:
+            raise UserError(f"seed {self.seed} is negative; give 0 or more")
 
     def choose(self, logits: np.ndarray, rng: np.random.Generator) -> int:
         """One token from float logits [vocab]."""
-        scaled = (logits - logits.max()) / self.temperature
-        p = np.exp(scaled)
-        order = np.argsort(-p, kind="stable")
-        p = p[order] / p.sum()
+        order = np.argsort(-logits, kind="stable")  # by logits: probabilities round to equal ones
+        with np.errstate(over="ignore"):  # next to no temperature: all but the best are -inf
+            p = np.exp((logits[order] - logits[order[0]]) / self.temperature)
+        p /= p.sum()
         keep = len(p) if self.top_k == 0 else min(self.top_k, len(p))
         keep = min(keep, int(np.searchsorted(np.cumsum(p), self.top_p)) + 1)
         return int(order[rng.choice(keep, p=p[:keep] / p[:keep].sum())])
@@ -67,7 +82,71 @@ class Job:
     rows: int
     steps: list[Step] = field(default_factory=list)
     logits: np.ndarray | None = None
-    seconds: float = 0.0
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """Of each slot: how many of its positions are in use after the first step."""
+        table = np.asarray(self.descriptor)[DESCRIPTOR_WORDS:].reshape(-1, ROW_WORDS)
+        return {int(row[SLOT]): int(row[POSITION]) + 1 for row in table}
+
+
+@dataclass
+class Context:
+    """One sequence: the tokens in its slot of the KV cache, and those that have yet to get there.
+
+    pending: the last token that was chosen, which the next call puts before its prompt.
+    """
+
+    slot: int
+    tokens: list[int] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)
+
+
+@dataclass
+class _Turn:
+    """One sequence during one call."""
+
+    context: Context
+    given: list[int]
+    left: int  # tokens that it may still choose
+    sampler: Sampler
+    rng: np.random.Generator
+    stops: Sequence[int]
+
+    @property
+    def live(self) -> bool:
+        return self.left > 0 and self.context.pending[0] not in self.stops
+
+    def rows(self, dump: bool) -> list[dict[str, int]]:
+        """What has yet to be computed before it can choose, as rows of the row table."""
+        tokens = self.given or self.context.pending
+        last = RowFlag.WANT_LOGITS
+        last |= RowFlag.DUMP_LOGITS if dump or self.sampler.temperature > 0 else RowFlag(0)
+        last |= RowFlag.STOP if self.stops else RowFlag(0)
+        other = RowFlag.WANT_LOGITS | RowFlag.DUMP_LOGITS if dump else RowFlag(0)
+        first, end = len(self.context.tokens), len(tokens) - 1
+        return [
+            {
+                "token": token,
+                "position": first + i,
+                "slot": self.context.slot,
+                "flags": int(last if i == end else other),
+            }
+            for i, token in enumerate(tokens)
+        ]
+
+    def choose(self, token: int, logits: np.ndarray | None) -> int:
+        """The next token: ``token``, which the device chose, or one sampled from ``logits``."""
+        if self.sampler.temperature == 0:
+            return token
+        assert logits is not None
+        return self.sampler.choose(logits, self.rng)
+
+    def take(self, token: int) -> None:
+        """``token`` was chosen after all that was given or pending."""
+        self.context.tokens += self.given or self.context.pending
+        self.given, self.context.pending = [], [token]
+        self.left -= 1
 
 
 def check_prompt(image: Image, prompt: Sequence[int], used: int = 0) -> int:
@@ -82,19 +161,26 @@ def check_prompt(image: Image, prompt: Sequence[int], used: int = 0) -> int:
             "use the tokenizer of the model"
         )
     if len(prompt) > room:
+        remedy = "shorten the prompt or reset the session" if used else "shorten the prompt"
         raise UserError(
             f"the prompt has {len(prompt)} tokens, the context has room for {room} of "
-            f"{image.context}; shorten the prompt"
+            f"{image.context}; {remedy}"
         )
     return room
 
 
 class Session:
-    """One sequence on one device: the context lives in ``slot`` of the device's KV cache.
+    """The token loop on one device: ``contexts``, one for each slot of the image's KV cache.
 
-    Loads the image when made. ``dump``: the device writes the logits of every row (for comparing);
-    ``jobs`` then holds what is needed to replay the session on another device. ``deadline``:
-    seconds that a single job may take without a new token before DeviceTimeout.
+    A context survives from call to call: only what is new is computed. ``reset`` empties them all.
+    A generator that is closed, dropped or interrupted stops the device, and so does the next call;
+    the contexts then hold what had been yielded. A call that fails before its first token leaves
+    them as they were.
+
+    Loads the image when made, and ends whatever the device was doing. ``dump``: the device writes
+    the logits of every row (for comparing), and ``jobs`` holds what is needed to replay the session
+    on another device; otherwise it holds the jobs of the last call. ``deadline``: seconds that a
+    single job may take without a new token before DeviceTimeout.
     """
 
     def __init__(
@@ -102,20 +188,38 @@ class Session:
         device: Device,
         image: Image,
         *,
-        slot: int = 0,
         dump: bool = False,
         deadline: float = 600.0,
+        progress: Callable[[str, int, int], None] | None = None,
     ):
         if device.fingerprint != image.fingerprint:
             raise UserError(
                 f"the image was compiled for {image.preset} with fingerprint {image.fingerprint}, "
                 f"the device reports {device.fingerprint}; compile the model for this device"
             )
-        self.device, self.image, self.slot = device, image, slot
+        self.device, self.image = device, image
         self.dump, self.deadline = dump, deadline
-        self.tokens: list[int] = []  # what stands in the KV cache
+        self.contexts = [Context(slot) for slot in range(image.slots)]
         self.jobs: list[Job] = []
-        device.write(PAGE, image.payload)
+        self._live: Callable[[], Generator | None] = lambda: None
+        end_run(device, deadline)
+        load(device, image, progress)
+
+    @property
+    def tokens(self) -> list[int]:
+        """What stands in the KV cache of the first sequence."""
+        return self.contexts[0].tokens
+
+    def reset(self) -> None:
+        """Forget all contexts."""
+        self.stop()
+        self.contexts = [Context(slot) for slot in range(self.image.slots)]
+
+    def stop(self) -> None:
+        """End the call that is under way, if any."""
+        live = self._live()
+        if live is not None:
+            live.close()
 
     def generate(
         self,
@@ -125,113 +229,166 @@ class Session:
         sampler: Sampler | None = None,
         stops: Sequence[int] = (),
     ) -> Iterator[int]:
-        """Append ``prompt`` to the context, then yield up to ``count`` tokens as they are chosen.
+        """Append ``prompt`` to the first context and yield up to ``count`` tokens as they come.
 
-        Ends early at a stop token (which is yielded). The last token yielded is not yet in the
-        context: give it with the next prompt. UserError for a prompt that is empty, has a token
+        Ends early at a stop token (which is yielded) and at the end of the context. An empty prompt
+        goes on after the last token. UserError for a prompt that has nothing to follow, has a token
         outside the vocabulary, or does not fit the context.
         """
-        sampler = sampler or Sampler()
-        room = check_prompt(self.image, prompt, len(self.tokens))
+        return _only(self.batch([prompt], count, samplers=[sampler or Sampler()], stops=stops))
+
+    def batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        count: int,
+        *,
+        samplers: Sequence[Sampler] | None = None,
+        stops: Sequence[int] = (),
+    ) -> Generator[list[int | None], None, None]:
+        """As ``generate``, for several contexts at a time: prompt i is appended to context i.
+
+        Yields, for each step, the token that each sequence chose; None for those that have ended.
+        What a sequence says does not depend on the others. With ``dump`` the device needs
+        memory for the logits of all rows of a job.
+        """
+        self.stop()
+        most = min(self.image.slots, self.image.rows)
+        if not 0 < len(prompts) <= most:
+            raise UserError(
+                f"{len(prompts)} prompts at a time, the image has room for {most}; "
+                f"give 1 to {most} or compile it with more slots"
+            )
         if count < 1:
             raise UserError(f"{count} tokens to generate; ask for at least 1")
-        count = min(count, room - len(prompt) + 1)
-        rng = np.random.default_rng(sampler.seed)
-        token = self._prefill(list(prompt), sampler, rng)
-        yield token
-        if sampler.temperature == 0:
-            yield from self._decode_greedy(token, count - 1, stops)
+        turns = []
+        for context, prompt, sampler in zip(
+            self.contexts, prompts, samplers or [Sampler()] * len(prompts)
+        ):
+            given = [*context.pending, *prompt]
+            room = check_prompt(self.image, given, len(context.tokens))
+            left = min(count, room - len(given) + 1)
+            rng = np.random.default_rng(sampler.seed)
+            turns.append(_Turn(context, given, left, sampler, rng, stops))
+        if not self.dump:
+            self.jobs = []
+        steps = self._steps(turns)
+        self._live = weakref.ref(steps)
+        return steps
+
+    # --- one call ------------------------------------------------------------------------------
+
+    def _steps(self, turns: list[_Turn]) -> Generator[list[int | None], None, None]:
+        chosen = self._prefill(turns)
+        for turn, token in zip(turns, chosen):
+            turn.take(token)
+        yield [*chosen]
+        while live := [turn for turn in turns if turn.live]:
+            with closing(self._decode(live)) as steps:
+                for tokens in steps:
+                    new: dict[int, int] = {}
+                    for turn, token in zip(live, tokens):
+                        if turn.live:
+                            turn.take(token)
+                            new[turn.context.slot] = token
+                    yield [new.get(turn.context.slot) for turn in turns]
+                    if not any(turn.live for turn in live):
+                        break
+
+    def _prefill(self, turns: list[_Turn]) -> list[int]:
+        """Compute all that was given, rows of all sequences together; the first tokens."""
+        rows = [row for turn in turns for row in turn.rows(self.dump)]
+        ends = np.cumsum([len(turn.given) for turn in turns]) - 1
+        tokens: list[int] = []
+        logits: list[np.ndarray | None] = []
+        for at in range(0, len(rows), self.image.rows):
+            more = self._one_step(rows[at : at + self.image.rows])
+            tokens += more[0]
+            logits += more[1]
+        return [t.choose(tokens[end], logits[end]) for t, end in zip(turns, ends)]
+
+    def _decode(self, live: list[_Turn]) -> Generator[list[int], None, None]:
+        """Tokens of each step: one step, or as many as all can go if the device chooses alone."""
+        rows = [row for turn in live for row in turn.rows(self.dump)]
+        if any(turn.sampler.temperature > 0 for turn in live):
+            found = self._one_step(rows)
+            yield [turn.choose(*each) for turn, *each in zip(live, *found)]
             return
-        for _ in range(count - 1):
-            if token in stops:
-                return
-            token = self._choose(self._run([token]), sampler, rng)
-            yield token
+        steps = min(turn.left for turn in live)
+        with closing(self._run(rows, steps, live[0].stops[:STOPS])) as run:
+            for step in run:
+                yield step.tokens
 
-    def _prefill(self, prompt: list[int], sampler: Sampler, rng) -> int:
-        for at in range(0, len(prompt), self.image.rows):
-            rows = prompt[at : at + self.image.rows]
-            job = self._run(rows, want_last=at + len(rows) == len(prompt), sampler=sampler)
-        return self._choose(job, sampler, rng)
+    # --- one job -------------------------------------------------------------------------------
 
-    def _choose(self, job: Job, sampler: Sampler, rng) -> int:
-        if sampler.temperature == 0:
-            return job.steps[-1].tokens[-1]
-        assert job.logits is not None
-        logits = job.logits[-1, : self.image.vocab]
-        return sampler.choose(logits / (1 << self.image.logits_frac), rng)
+    def _one_step(self, rows: list[dict[str, int]]) -> tuple[list[int], list[np.ndarray | None]]:
+        """Each row's token, and its float logits if it dumped them."""
+        [step] = self._run(rows)
+        job = self.jobs[-1]
+        dumped = iter([] if job.logits is None else job.logits[:, : self.image.vocab])
+        scale = 1 << self.image.logits_frac
+        logits = [
+            next(dumped) / scale if row["flags"] & RowFlag.DUMP_LOGITS else None for row in rows
+        ]
+        if not self.dump:
+            job.logits = None  # a long text's would fill the memory
+        return step.tokens, logits
 
-    def _decode_greedy(self, token: int, count: int, stops: Sequence[int]) -> Iterator[int]:
-        if count < 1 or token in stops:
-            return
-        for step in self._stream([token], count, stops):
-            yield step.tokens[0]
-
-    def _run(self, rows: list[int], *, want_last: bool = True, sampler=None) -> Job:
-        """One step over ``rows``; logits of the last row unless ``want_last`` is false."""
-        dump_last = sampler is None or sampler.temperature > 0
-        for _ in self._stream(rows, 1, (), want_last, dump_last):
-            pass
-        return self.jobs[-1]
-
-    def _stream(
-        self, rows: list[int], steps: int, stops, want_last=True, dump_last=False
-    ) -> Iterator[Step]:
-        """One job; yields its steps as they are done and keeps ``tokens`` in line."""
-        image, device = self.image, self.device
-        first = len(self.tokens)
-        table = []
-        for i, token in enumerate(rows):
-            last = i == len(rows) - 1
-            flags = RowFlag(0)
-            if self.dump:
-                flags = RowFlag.WANT_LOGITS | RowFlag.DUMP_LOGITS
-            elif last and want_last:
-                flags = RowFlag.WANT_LOGITS | (RowFlag.DUMP_LOGITS if dump_last else RowFlag(0))
-            if last and stops:
-                flags |= RowFlag.STOP
-            table.append(
-                {"token": token, "position": first + i, "slot": self.slot, "flags": int(flags)}
-            )
-        job = Job(image.descriptor(table, steps=steps, stops=stops), len(rows))
+    def _run(
+        self, rows: list[dict[str, int]], steps: int = 1, stops: Sequence[int] = ()
+    ) -> Generator[Step, None, None]:
+        """One job; yields its steps as they are done."""
+        job = Job(self.image.descriptor(rows, steps=steps, stops=stops), len(rows))
         self.jobs.append(job)
-        began = time.perf_counter()
-        device.write(JOB, job.descriptor)
-        device.start()
-        self.tokens += rows
-        finished = False
+        put_job(self.device, job.descriptor)
         try:
-            for step in self._steps(job, steps):
-                if len(job.steps) > 1:
-                    self.tokens.append(job.steps[-2].tokens[0])
-                yield step
-            finished = True
+            self.device.start()
+            yield from self._watch(job)
+        except DeviceTimeout:
+            with suppress(DeviceTimeout):  # the next session tries again
+                end_run(self.device, self.deadline, at_once=True)
+            raise
+        except DeviceError:
+            raise
+        except BaseException:  # closed or interrupted: the device has gone on meanwhile
+            end_run(self.device, self.deadline)
+            self._collect(job)
+            job.descriptor[STEPS] = len(job.steps)
+            raise
         finally:
-            if not finished:
-                device.stop()
-                device.wait(self.deadline)
-            job.seconds = time.perf_counter() - began
-        dumping = sum(bool(row["flags"] & RowFlag.DUMP_LOGITS) for row in table)
-        if dumping:
-            count = dumping * len(job.steps)
-            data = device.read(image.map.logits, count * image.map.logits_stride)
-            job.logits = data.view("<i4").reshape(count, -1)
+            dumping = sum(bool(row["flags"] & RowFlag.DUMP_LOGITS) for row in rows)
+            if count := dumping * len(job.steps):
+                data = self.device.read(self.image.map.logits, count * self.image.map.logits_stride)
+                job.logits = data.view("<i4").reshape(count, -1)
 
-    def _steps(self, job: Job, steps: int) -> Iterator[Step]:
+    def _watch(self, job: Job) -> Iterator[Step]:
         """Steps of the running job as they appear in the ring, until it is over."""
-        device, done = self.device, 0
         end = time.monotonic() + self.deadline
         while True:
-            state, ready, _ = device.poll()
-            while done < min(ready, steps):
-                at = self.image.map.ring + 8 * job.rows * done
-                entries = device.read(at, 8 * job.rows).view("<u4").reshape(-1, 2)
-                job.steps.append(Step([int(t) for t in entries[:, 0]], int(entries[0, 1])))
-                done += 1
-                end = time.monotonic() + self.deadline
-                yield job.steps[-1]
-            if state is not State.RUNNING and done == min(ready, steps):
-                raise_error(device)
+            seen = len(job.steps)
+            state = self._collect(job)
+            yield from job.steps[seen:]
+            if state is not State.RUNNING:
+                raise_error(self.device)
                 return
-            if time.monotonic() > end:
+            if len(job.steps) > seen:
+                end = time.monotonic() + self.deadline
+            elif time.monotonic() > end:
                 raise DeviceTimeout(f"no new token within {self.deadline:g} s")
+
+    def _collect(self, job: Job) -> State:
+        """Append the steps whose tokens have come to stand in the ring."""
+        state, ready, _ = self.device.poll()
+        seen = len(job.steps)
+        if ready > seen:
+            at, size = self.image.map.ring + 8 * job.rows * seen, 8 * job.rows * (ready - seen)
+            ring = self.device.read(at, size).view("<u4").reshape(-1, job.rows, 2)
+            job.steps += [Step(row[:, 0].tolist(), int(row[0, 1])) for row in ring]
+        return state
+
+
+def _only(steps: Generator[list[int | None], None, None]) -> Iterator[int]:
+    """The tokens of the only sequence."""
+    with closing(steps):
+        for [token] in steps:
+            assert token is not None
+            yield token

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from tokenfabric.host.device import DeviceError, run
-from tokenfabric.host.image import PAGE, Image
+from tokenfabric.host.device import DeviceError, load, put_job, run
+from tokenfabric.host.image import Image
 from tokenfabric.host.session import Job
-
-from tokenfabric.isa import DESCRIPTOR_WORDS, JOB, ROW_WORDS
 
 __all__ = ["cache_tensors", "replay"]
 
@@ -24,10 +22,10 @@ def replay(jobs: Sequence[Job], image: Image, subject: Any, reference: Any) -> s
     the scales of every position that was written, and the saturation counts of the last job. None
     if everything is equal, otherwise a sentence that names step and tensor.
     """
-    reference.write(PAGE, image.payload)
+    load(reference, image)
     step = 0
     for job in jobs:
-        reference.write(JOB, job.descriptor)
+        put_job(reference, job.descriptor)
         try:
             run(reference, DEADLINE)
         except DeviceError as error:
@@ -63,12 +61,12 @@ def _logits(job: Job, image: Image, reference: Any, number: int, step: int) -> s
     )
 
 
-def _written(jobs: Sequence[Job]) -> int:
-    """Positions of the slot that the jobs have written."""
-    last = 0
+def _written(jobs: Sequence[Job]) -> dict[int, int]:
+    """Positions that the jobs have written, of each slot."""
+    last: dict[int, int] = {}
     for job in jobs:
-        rows = np.asarray(job.descriptor)[DESCRIPTOR_WORDS:].reshape(-1, ROW_WORDS)
-        last = max(last, int(rows[:, 1].max()) + len(job.steps))
+        for slot, positions in job.positions.items():
+            last[slot] = max(last.get(slot, 0), positions + len(job.steps) - 1)
     return last
 
 
@@ -87,14 +85,16 @@ def cache_tensors(image: Image, slot: int = 0) -> Iterator[tuple[str, int, int, 
 
 
 def _cache(jobs: Sequence[Job], image: Image, subject: Any, reference: Any) -> str | None:
-    positions = _written(jobs)
-    slot = int(np.asarray(jobs[0].descriptor)[DESCRIPTOR_WORDS + 3])
-    for name, layer, head, at, size in cache_tensors(image, slot):
-        a = subject.read(at, positions * size).reshape(positions, size)
-        b = reference.read(at, positions * size).reshape(positions, size)
-        if not np.array_equal(a, b):
-            position = int(np.argwhere((a != b).any(1))[0, 0])
-            return f"{name} of layer {layer}, KV head {head}, position {position} differs"
+    for slot, positions in _written(jobs).items():
+        where = f" of slot {slot}" if image.slots > 1 else ""
+        for name, layer, head, at, size in cache_tensors(image, slot):
+            a = subject.read(at, positions * size).reshape(positions, size)
+            b = reference.read(at, positions * size).reshape(positions, size)
+            if not np.array_equal(a, b):
+                position = int(np.argwhere((a != b).any(1))[0, 0])
+                return (
+                    f"{name} of layer {layer}, KV head {head}, position {position}{where} differs"
+                )
     return None
 
 

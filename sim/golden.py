@@ -55,6 +55,9 @@ class GoldenDevice:
     def stop(self) -> None:
         pass
 
+    def reset(self, deadline: float) -> None:
+        pass
+
     def saturations(self) -> list[int]:
         """Saturated values of the last run, by tensor class."""
         return [int(n) for n in self.saturated]
