@@ -9,7 +9,7 @@ import pytest
 from small_models import DUMPED, SMALL, golden, greedy, prompt
 from tokenfabric.host.compile import compile_model
 from tokenfabric.host.device import DeviceError, DeviceTimeout
-from tokenfabric.host.session import Sampler, Session
+from tokenfabric.host.session import STEPS, Sampler, Session
 from tokenfabric.host.verify import cache_tensors, replay
 from tokenfabric.quant.qmodel import QModel
 from tokenfabric.sim.devices import make_device
@@ -18,6 +18,18 @@ from tokenfabric.sim.golden import GoldenDevice
 from tokenfabric.config import preset
 from tokenfabric.errors import UserError
 from tokenfabric.registers import Error, State
+
+each_device = pytest.mark.parametrize(
+    ("kind", "name"),
+    [("golden", "pynq-z2"), pytest.param("verilator", "tiny", marks=pytest.mark.verilator)],
+)
+
+
+def several(slots: int, context: int | None = None, name: str = "pynq-z2", kind: str = "golden"):
+    """A model with room for several sequences, and a device for it."""
+    model, cfg = QModel.random(SMALL, 0), preset(name)
+    image = compile_model(model, cfg, context=context, slots=slots)
+    return model, image, lambda: make_device(kind, cfg, image.memory(DUMPED))
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
@@ -172,10 +184,12 @@ def test_a_device_that_makes_no_progress_is_a_timeout():
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("way", ["break", "exception", "close", "next call"])
-def test_a_text_that_is_not_read_to_its_end_can_be_continued(way, temperature):
-    model, _, image, device = golden()
-    session, start = Session(device, image, dump=True), prompt(4)
-    stream = session.generate(start, 20, sampler=Sampler(temperature=temperature))
+@each_device
+def test_a_text_that_is_not_read_to_its_end_can_be_continued(kind, name, way, temperature):
+    model, image, make = several(1, name=name, kind=kind)
+    device, start = make(), prompt(4)
+    session = Session(device, image, dump=True)
+    stream = session.generate(start, 60, sampler=Sampler(temperature=temperature))
     taken = list(itertools.islice(stream, 3))
     if way == "exception":
         with pytest.raises(ZeroDivisionError):
@@ -186,11 +200,15 @@ def test_a_text_that_is_not_read_to_its_end_can_be_continued(way, temperature):
         del stream
     if way != "next call":
         assert device.poll()[0] is not State.RUNNING
+        last = session.jobs[-1]
+        assert len(last.steps) == last.descriptor[STEPS] >= 1
+        assert kind == "golden" or len(last.steps) < 50, "it was stopped"
+        assert replay(session.jobs, image, device, several(1, name=name)[2]()) is None
     assert session.tokens == start + taken[:-1]
     more = list(session.generate([7], 4))
     assert more == greedy(model, [*start, *taken, 7], 4)
     assert session.tokens == [*start, *taken, 7, *more[:-1]]
-    assert replay(session.jobs, image, device, golden()[3]) is None
+    assert replay(session.jobs, image, device, several(1, name=name)[2]()) is None
 
 
 def test_a_call_that_fails_before_its_first_token_changes_nothing(monkeypatch):
@@ -217,13 +235,6 @@ def test_a_call_that_fails_before_its_first_token_changes_nothing(monkeypatch):
 # --- several sequences ------------------------------------------------------------------------
 
 
-def several(slots: int, context: int | None = None, name: str = "pynq-z2", kind: str = "golden"):
-    """A model with room for several sequences, and a device for it."""
-    model, cfg = QModel.random(SMALL, 0), preset(name)
-    image = compile_model(model, cfg, context=context, slots=slots)
-    return model, image, lambda: make_device(kind, cfg, image.memory(DUMPED))
-
-
 def columns(steps) -> list[list[int]]:
     """Of each sequence its tokens, which nothing follows once it has ended."""
     lists = [list(column) for column in zip(*steps)]
@@ -232,10 +243,7 @@ def columns(steps) -> list[list[int]]:
     return ended
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [("golden", "pynq-z2"), pytest.param("verilator", "tiny", marks=pytest.mark.verilator)],
-)
+@each_device
 @pytest.mark.parametrize("temperatures", [[0, 0, 0], [1, 0.7, 2], [1.5, 0, 1]])
 def test_a_batch_says_what_each_prompt_says_alone(kind, name, temperatures):
     _, image, make = several(3, context=40, name=name, kind=kind)
