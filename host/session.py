@@ -311,7 +311,7 @@ class Session:
         rows = [row for turn in live for row in turn.rows(self.dump)]
         if any(turn.sampler.temperature > 0 for turn in live):
             found = self._one_step(rows)
-            yield [turn.choose(*each) for turn, *each in zip(live, *found)]
+            yield [turn.choose(token, logits) for turn, token, logits in zip(live, *found)]
             return
         steps = min(turn.left for turn in live)
         with closing(self._run(rows, steps, live[0].stops[:STOPS])) as run:

@@ -225,6 +225,8 @@ class Tokenizer:
     @classmethod
     def from_bytes(cls, data: bytes, source: str | Path = "tokenizer") -> Tokenizer:
         """What to_bytes wrote. UserError, naming ``source``, for anything else."""
+        if not data:
+            raise UserError(f"{source}: there is none; quantize the checkpoint with --tokenizer")
         found = parse_json_object(source, data)
         version = found.pop("tokenfabric_tokenizer", None)
         if version != VERSION:

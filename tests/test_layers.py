@@ -18,7 +18,7 @@ ALLOWED = {
     "commands": {"core", "quant", "rtl", "host", "sim", "commands"},
 }
 LAYERS = ("quant", "rtl", "host", "sim", "commands")
-TOP = ("cli", "__main__")  # of tokenfabric/: part of the commands
+TOP = ("cli", "__main__", "notebook")  # of tokenfabric/: part of the commands
 
 # Packages that a layer may need at all; others only inside a function or a try.
 PACKAGES = {

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", metavar="IMAGE", required=True, help="the image file to write")
     add("--tokenizer", metavar="FILE", help="if M is a checkpoint that does not bring its own")
     add("--context", type=integer(1, MAX_COUNT), metavar="T", help="positions to make room for")
+    add("--slots", type=integer(1, 256), default=1, metavar="N", help="texts at a time")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,11 +27,13 @@ def run(args: argparse.Namespace) -> int:
     if kind_of(path) == "image":
         raise UserError(f"{path}: is an image already; give a model file or a checkpoint")
     with Progress() as progress:
-        cfg, image = load_image(path, args.tokenizer, args.preset, args.context, progress)
+        cfg, image = load_image(
+            path, args.tokenizer, args.preset, args.context, progress, args.slots
+        )
         image.write(args.output)
     print(
         f"{args.output}: {image.map.program_words} instructions and {image.payload.size:,} bytes "
-        f"for {cfg.name} ({cfg.fingerprint}), {image.rows} rows a step, context {image.context}, "
-        f"{sum(image.memory()):,} bytes of memory"
+        f"for {cfg.name} ({cfg.fingerprint}), {image.rows} rows a step, "
+        f"{image.slots} x {image.context} positions, {sum(image.memory()):,} bytes of memory"
     )
     return 0

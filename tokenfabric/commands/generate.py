@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,7 @@ from tokenfabric.progress import Progress
 
 if TYPE_CHECKING:
     from tokenfabric.config import FabricConfig
-    from tokenfabric.host.image import Image
-    from tokenfabric.host.session import Session
-    from tokenfabric.host.tokenizer import Tokenizer
+    from tokenfabric.host.text import LLM, Generation
 
 DEADLINE = 3600.0  # seconds for one token, however slow the simulator
 
@@ -50,11 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=integer(0, 2**63 - 1), default=0, metavar="S")
     add("--verify", action="store_true", help="compare all logits and the KV cache with golden")
     add("--waves", metavar="FILE", help="write the waveforms (VCD, 100 MB a token)")
+    add("--record", metavar="FILE", help="write what passes between host and device (JSON lines)")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from tokenfabric.host.session import Session, check_prompt
+    from tokenfabric.host.session import check_prompt
+    from tokenfabric.host.text import LLM
     from tokenfabric.host.verify import replay
     from tokenfabric.sim.devices import make_device
 
@@ -62,20 +62,17 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.model) if args.model else shipped_model()
     with Progress() as progress:
         cfg, image = load_image(path, args.tokenizer, args.preset, args.context, progress)
-        tokenizer = tokenizer_of(image.tokenizer, path)
-        prompt = tokenizer.encode(args.prompt)
-        check_prompt(image, prompt)
+        check_prompt(image, tokenizer_of(image.tokenizer, path).encode(args.prompt))
         size = image.memory(max(image.rows, min(args.count, image.context)))
-        with _device(args, cfg, size, progress) as device:
-            session = Session(device, image, dump=args.verify, deadline=DEADLINE)
-            tokens, text = _stream(args, session, tokenizer, prompt, progress)
+        with _device(args, cfg, size, progress) as device, _recorded(args, cfg, device) as driven:
+            llm = LLM(driven, image, dump=args.verify, deadline=DEADLINE, progress=progress)
+            generation = _stream(args, llm, progress)
             difference = None
             if args.verify:
                 progress("verifying on the golden device")
                 golden = make_device("golden", cfg, size)
-                difference = replay(session.jobs, image, device, golden)
-    result = _figures(args, cfg, image, session, len(tokens))
-    result = {"text": text, "tokens": tokens, **result}
+                difference = replay(llm.session.jobs, image, device, golden)
+    result = _figures(args, cfg, generation)
     result["verified"] = difference is None if args.verify else None
     print_table(_table(result, args), args.json)
     write_json(args.json, result)
@@ -98,11 +95,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--waves: {args.on} writes no waveforms; use --on verilator")
     check_output(args.json)
     check_output(args.waves)
+    check_output(args.record)
 
 
 @contextmanager
 def _device(
-    args: argparse.Namespace, cfg: FabricConfig, size: int, progress: Progress
+    args: argparse.Namespace, cfg: FabricConfig, size: tuple[int, int], progress: Progress
 ) -> Iterator[Any]:
     """The device; waveforms get their name at the end, and are removed if the user gave up."""
     from tokenfabric.sim.devices import make_device
@@ -126,50 +124,43 @@ def _device(
         part.unlink(missing_ok=True)
 
 
-def _stream(
-    args: argparse.Namespace,
-    session: Session,
-    tokenizer: Tokenizer,
-    prompt: list[int],
-    progress: Progress,
-) -> tuple[list[int], str]:
-    """Generate; write the prompt and each piece of text as soon as there is one."""
-    from tokenfabric.host.session import Sampler
+def _recorded(args: argparse.Namespace, cfg: FabricConfig, device: Any) -> Any:
+    """The device, with a Recorder around it if asked for."""
+    from tokenfabric.host.record import Recorder
 
+    if args.record is None:
+        return nullcontext(device)
+    return Recorder(device, args.record, preset=cfg.name, made_by=f"simulation ({args.on})")
+
+
+def _stream(args: argparse.Namespace, llm: LLM, progress: Progress) -> Generation:
+    """Generate; write the prompt and each piece of text as soon as there is one."""
     out = sys.stderr if args.json == "-" else sys.stdout
-    sampler = Sampler(args.temperature, args.top_p, args.top_k, args.seed)
-    decoder = tokenizer.decoder()
-    shown = "".join(map(decoder.push, prompt))
-    tokens, text = [], ""
+    options = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k", "seed")}
+    generation: Generation = llm.generate(args.prompt, max_tokens=args.count, **options)
+    shown = args.prompt
     progress(f"running on {args.on}")
-    for token in session.generate(prompt, args.count, sampler=sampler, stops=tokenizer.eos[:4]):
+    for piece in generation:
         progress.clear()
-        tokens.append(token)
-        piece = decoder.push(token)
-        text += piece
         out.write(shown + piece)
         out.flush()
         shown = ""
-    rest = decoder.finish()
-    out.write(rest + "\n\n")
+    progress.clear()
+    out.write(shown + "\n\n")
     out.flush()
-    return tokens, text + rest
+    return generation
 
 
-def _figures(
-    args: argparse.Namespace, cfg: FabricConfig, image: Image, session: Session, count: int
-) -> dict[str, Any]:
-    """Speeds, None where the device does not know: golden has no clock."""
-    from tokenfabric.host.perf import decode_rates, session_cycles
-
-    seconds = sum(job.seconds for job in session.jobs)
-    cycles, positions = session_cycles(session.jobs)
-    rates = decode_rates(cfg, image, cycles, positions) if cycles else {}
+def _figures(args: argparse.Namespace, cfg: FabricConfig, generation: Generation) -> dict[str, Any]:
+    """The text, and speeds: None where the device does not know, golden has no clock."""
+    stats = generation.stats
     return {
-        "cycles_per_token": cycles or None,
-        "simulated_tokens_per_second": count / seconds,
-        "board_tokens_per_second": rates.get("tokens_per_second"),
-        "bandwidth_fraction": rates.get("bandwidth_fraction"),
+        "text": generation.text,
+        "tokens": generation.tokens,
+        "cycles_per_token": stats.cycles_per_token,
+        "simulated_tokens_per_second": stats.tokens_per_second,
+        "board_tokens_per_second": stats.board_tokens_per_second,
+        "bandwidth_fraction": stats.bandwidth_fraction,
         "prompt": args.prompt,
         "device": args.on,
         "preset": cfg.name,

@@ -105,6 +105,7 @@ def load_image(
     preset_name: str | None,
     context: int | None,
     progress: Progress,
+    slots: int = 1,
 ) -> tuple[FabricConfig, Image]:
     """An image for a preset: read, or compiled from what ``path`` is."""
     from tokenfabric.config import preset
@@ -123,7 +124,9 @@ def load_image(
     def compiling(done: int, total: int) -> None:
         progress("compiling", done, total)
 
-    image = compile_model(model, cfg, name=path.stem, context=context, progress=compiling)
+    image = compile_model(
+        model, cfg, name=path.stem, context=context, slots=slots, progress=compiling
+    )
     return cfg, image
 
 
@@ -131,6 +134,4 @@ def tokenizer_of(data: bytes, path: Path) -> Tokenizer:
     """The tokenizer inside a model file or an image."""
     from tokenfabric.host.tokenizer import Tokenizer
 
-    if not data:
-        raise UserError(f"{path}: holds no tokenizer; quantize its checkpoint with --tokenizer")
     return Tokenizer.from_bytes(data, f"{path} (tokenizer)")
