@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import pynq
-from tokenfabric.boards import VLNV
 from tokenfabric.host.device import DeviceLost, DeviceTimeout
 from tokenfabric.host.driver import RegisterDevice
 from tokenfabric.host.image import Image
 
 from tokenfabric import registers
+from tokenfabric.boards import VLNV
 from tokenfabric.config import PRESETS, FabricConfig
 from tokenfabric.errors import UserError
 from tokenfabric.registers import State

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenfabric.host.device import Device, DeviceError, DeviceTimeout
+from tokenfabric.host.device import Device, DeviceError, DeviceLost, DeviceTimeout
 
 import tokenfabric
 from tokenfabric.errors import UserError
@@ -29,6 +29,7 @@ __all__ = ["Recorder", "Replay"]
 FORMAT = "tokenfabric transcript"
 VERSION = 1
 SMALL = 2048  # bytes written that stand in the transcript themselves
+RAISED = {kind.__name__: kind for kind in (DeviceError, DeviceLost, DeviceTimeout)}
 EXTRAS = ("saturations", "register", "counter")  # of some devices, beyond the protocol
 
 
@@ -88,8 +89,8 @@ class Recorder:
         except DeviceError as error:
             self._line({**entry, "raises": "DeviceError", "what": [int(error.code), error.pc]})
             raise
-        except DeviceTimeout as error:
-            self._line({**entry, "raises": "DeviceTimeout", "what": [str(error)]})
+        except (DeviceTimeout, DeviceLost) as error:
+            self._line({**entry, "raises": type(error).__name__, "what": [str(error)]})
             raise
         self._line({**entry, "answer": answer(found)})
         return found
@@ -116,8 +117,8 @@ class Recorder:
     def stop(self) -> None:
         self._call("stop", [], self._device.stop, _same)
 
-    def reset(self) -> None:
-        self._call("reset", [], self._device.reset, _same)
+    def reset(self, deadline: float) -> None:
+        self._call("reset", [], lambda: self._device.reset(deadline), _same)
 
     @property
     def pc(self) -> int:
@@ -179,9 +180,7 @@ class Replay:
                 f"the program calls {_shown(call)}; record it again if that is right"
             )
         if "raises" in entry:
-            raise {"DeviceError": DeviceError, "DeviceTimeout": DeviceTimeout}[entry["raises"]](
-                *entry["what"]
-            )
+            raise RAISED[entry["raises"]](*entry["what"])
         return entry["answer"]
 
     def write(self, address: int, array: np.ndarray) -> None:
@@ -204,7 +203,7 @@ class Replay:
     def stop(self) -> None:
         self._answer("stop")
 
-    def reset(self) -> None:
+    def reset(self, deadline: float) -> None:
         self._answer("reset")
 
     @property

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from tokenfabric.host.compile import compile_model
-from tokenfabric.host.device import Device, run
-from tokenfabric.host.image import PAGE, Image
+from tokenfabric.host.device import Device, load, put_job, run
+from tokenfabric.host.image import Image
 from tokenfabric.quant.qmodel import QModel
 
 from tokenfabric.config import FabricConfig
-from tokenfabric.isa import JOB, RowFlag
+from tokenfabric.isa import RowFlag
 from tokenfabric.shape import ModelShape
 
 __all__ = ["MemorySpeed", "check_arithmetic", "check_memory"]
@@ -71,8 +71,8 @@ def _compare(
         {"token": int(token), "position": i, "slot": 0, "flags": flags}
         for i, token in enumerate(tokens)
     ]
-    device.write(PAGE, image.payload)
-    device.write(JOB, image.descriptor(table))
+    load(device, image)
+    put_job(device, image.descriptor(table))
     run(device, DEADLINE)
     data = device.read(image.map.logits, rows * image.map.logits_stride)
     found = data.view("<i4").reshape(rows, -1)[:, : shape.vocab]

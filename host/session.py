@@ -12,6 +12,7 @@ import numpy as np
 from tokenfabric.host.device import (
     Device,
     DeviceError,
+    DeviceLost,
     DeviceTimeout,
     end_run,
     load,
@@ -347,18 +348,21 @@ class Session:
             with suppress(DeviceTimeout):  # the next session tries again
                 end_run(self.device, self.deadline, at_once=True)
             raise
-        except DeviceError:
+        except (DeviceError, DeviceLost):
             raise
         except BaseException:  # closed or interrupted: the device has gone on meanwhile
             end_run(self.device, self.deadline)
             self._collect(job)
             job.descriptor[STEPS] = len(job.steps)
+            self._read_logits(job, rows)
             raise
-        finally:
-            dumping = sum(bool(row["flags"] & RowFlag.DUMP_LOGITS) for row in rows)
-            if count := dumping * len(job.steps):
-                data = self.device.read(self.image.map.logits, count * self.image.map.logits_stride)
-                job.logits = data.view("<i4").reshape(count, -1)
+        self._read_logits(job, rows)
+
+    def _read_logits(self, job: Job, rows: list[dict[str, int]]) -> None:
+        dumping = sum(bool(row["flags"] & RowFlag.DUMP_LOGITS) for row in rows)
+        if count := dumping * len(job.steps):
+            data = self.device.read(self.image.map.logits, count * self.image.map.logits_stride)
+            job.logits = data.view("<i4").reshape(count, -1)
 
     def _watch(self, job: Job) -> Iterator[Step]:
         """Steps of the running job as they appear in the ring, until it is over."""
