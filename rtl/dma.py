@@ -157,7 +157,9 @@ class WeightPort(wiring.Component):
         m = Module()
         request = self.port.burst
         depth = self.cfg.weight_fifo_beats
-        m.submodules.fifo = fifo = Fifo(8 * self.cfg.port_bytes, depth)
+        m.submodules.fifo = fifo = Fifo(
+            8 * self.cfg.port_bytes, depth, ultra="weights" in self.cfg.ultra
+        )
         credit = Signal(range(depth + 1), init=depth)  # beats neither requested nor in the FIFO
         in_flight = Signal(range(self.cfg.outstanding + 1))
         arrived = Signal(BLOCK_BITS)

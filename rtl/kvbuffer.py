@@ -344,7 +344,9 @@ class KvBuffer(wiring.Component):
             allocator.free_cost.eq(drainer.free_cost),
         ]
         for index in range(cfg.ports):
-            m.submodules[f"bank_{index}"] = bank = Ram(_entries(cfg), 8 * cfg.port_bytes)
+            m.submodules[f"bank_{index}"] = bank = Ram(
+                _entries(cfg), 8 * cfg.port_bytes, ultra="kv" in cfg.ultra
+            )
             m.d.comb += [
                 bank.w.en.eq(filler.en[index]),
                 bank.w.addr.eq(filler.addr),

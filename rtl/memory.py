@@ -37,10 +37,13 @@ class Ram(wiring.Component):
     unit : bits of a unit
     read_units, write_units : units per access of each port, powers of two
     comb : read asynchronously (small memories: becomes LUT RAM, not block RAM)
+    ultra : made of UltraRAM
     """
 
-    def __init__(self, depth: int, unit: int, *, read_units=1, write_units=1, comb=False):
-        self.depth, self.unit = depth, unit
+    def __init__(
+        self, depth: int, unit: int, *, read_units=1, write_units=1, comb=False, ultra=False
+    ):
+        self.depth, self.unit, self.ultra = depth, unit, ultra
         self.read_units, self.write_units, self.comb = read_units, write_units, comb
         self.wide = max(read_units, write_units)
         if depth % self.wide:
@@ -57,7 +60,7 @@ class Ram(wiring.Component):
         m = Module()
         words = self.depth // self.wide
         low = (self.wide - 1).bit_length()
-        m.submodules.mem = mem = Memory(shape=unsigned(self.wide * self.unit), depth=words, init=[])
+        m.submodules.mem = mem = _memory(self.wide * self.unit, words, self.ultra)
         w = mem.write_port(granularity=self.unit * self.write_units)
         r = mem.read_port(domain="comb" if self.comb else "sync")
         lanes = self.wide // self.write_units
@@ -112,10 +115,10 @@ class Fifo(wiring.Component):
     have been taken in and not yet handed out. ``block=False`` makes a small one out of LUT RAM.
     """
 
-    def __init__(self, shape, depth: int, *, block=True):
+    def __init__(self, shape, depth: int, *, block=True, ultra=False):
         if depth & (depth - 1) or depth < 2:
             raise ValueError(f"FIFO depth {depth} is not a power of two of at least 2")
-        self.shape, self.depth, self.block = shape, depth, block
+        self.shape, self.depth, self.block, self.ultra = shape, depth, block, ultra
         super().__init__(
             {
                 "i": In(stream.Signature(shape)),
@@ -128,7 +131,7 @@ class Fifo(wiring.Component):
         m = Module()
         i, o = self.i, self.o
         i_bits, o_bits = _as_bits(i.payload), _as_bits(o.payload)
-        m.submodules.mem = mem = Memory(shape=unsigned(len(i_bits)), depth=self.depth, init=[])
+        m.submodules.mem = mem = _memory(len(i_bits), self.depth, self.ultra)
         w = mem.write_port()
         r = mem.read_port(domain="sync")
         wp = Signal(range(self.depth))
@@ -156,6 +159,11 @@ class Fifo(wiring.Component):
         with m.Elif(o.ready):
             m.d.sync += o.valid.eq(0)
         return m
+
+
+def _memory(width: int, depth: int, ultra: bool) -> Memory:
+    attributes = {"ram_style": "ultra"} if ultra else {}
+    return Memory(shape=unsigned(width), depth=depth, init=[], attrs=attributes)
 
 
 def _as_bits(payload):

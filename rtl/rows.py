@@ -11,21 +11,29 @@ from tokenfabric.rtl.memory import Ram, write_port
 from tokenfabric import isa
 from tokenfabric.config import FabricConfig
 
-__all__ = ["RowTable", "WantTable", "want_entry"]
+__all__ = ["RowTable", "WantTable", "row_beats", "row_port", "want_entry"]
+
+
+def row_beats(cfg: FabricConfig) -> int:
+    """Beats of a port that a row of the table takes."""
+    return isa.ROW_WORDS * 4 // cfg.port_bytes
+
+
+def row_port(cfg: FabricConfig) -> wiring.Signature:
+    """The write port of the row table, from the writer's side."""
+    return write_port((cfg.max_rows * row_beats(cfg) - 1).bit_length(), 8 * cfg.port_bytes)
 
 
 class RowTable(wiring.Component):
-    """``max_rows`` rows of ``isa.ROW``, written in pairs of 32-bit words, read combinationally.
+    """``max_rows`` rows of ``isa.ROW``, written a beat at a time, read combinationally.
 
-    Members: ``w`` (In; addr = row * 4 + pair, 64 bits), ``index_0 ..`` (In) and ``row_0 ..`` (Out),
-    one pair per reader.
+    Members: ``w`` (In; addr counts beats, from row to row), ``index_0 ..`` (In) and ``row_0 ..``
+    (Out), one pair per reader.
     """
 
     def __init__(self, cfg: FabricConfig, readers: int):
         self.cfg, self.readers = cfg, readers
-        self.pairs = isa.ROW_WORDS // 2
-        bits = (cfg.max_rows * self.pairs - 1).bit_length()
-        ports = {"w": In(write_port(bits, 64))}
+        ports = {"w": In(row_port(cfg))}
         for i in range(readers):
             ports[f"index_{i}"] = In(index_shape(cfg))
             ports[f"row_{i}"] = Out(row_record(cfg))
@@ -33,19 +41,20 @@ class RowTable(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        low = (self.pairs - 1).bit_length()
+        beats = row_beats(self.cfg)
+        low = (beats - 1).bit_length()
         for reader in range(self.readers):
             words = []
-            for pair in range(self.pairs):
-                ram = Ram(self.cfg.max_rows, 64, comb=True)
-                m.submodules[f"ram_{reader}_{pair}"] = ram
+            for beat in range(beats):
+                ram = Ram(self.cfg.max_rows, len(self.w.data), comb=True)
+                m.submodules[f"ram_{reader}_{beat}"] = ram
                 m.d.comb += [
-                    ram.w.en.eq(self.w.en & (self.w.addr[:low] == pair)),
+                    ram.w.en.eq(self.w.en & (self.w.addr[:low] == beat)),
                     ram.w.addr.eq(self.w.addr[low:]),
                     ram.w.data.eq(self.w.data),
                     ram.r.addr.eq(getattr(self, f"index_{reader}")),
                 ]
-                words += [ram.r.data[:32], ram.r.data[32:]]
+                words += [ram.r.data[at : at + 32] for at in range(0, len(self.w.data), 32)]
             row = getattr(self, f"row_{reader}")
             for (name, _), word in zip(isa.ROW, words):
                 if name != "reserved":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.rtl.layouts import (
@@ -20,8 +20,8 @@ from tokenfabric.rtl.layouts import (
     table_entry,
     write_beat,
 )
-from tokenfabric.rtl.memory import Ram, read_port, write_port
-from tokenfabric.rtl.rows import want_entry
+from tokenfabric.rtl.memory import Ram, read_port
+from tokenfabric.rtl.rows import row_beats, row_port, want_entry
 
 from tokenfabric import isa
 from tokenfabric.config import FabricConfig
@@ -41,36 +41,39 @@ def descriptor_layout() -> data.StructLayout:
 class Descriptor(wiring.Component):
     """Takes the beats of the job descriptor: registers for the job, row-table writes for the rows.
 
-    Members: ``valid``, ``beat`` (In: 64 bits, beats in order since the last reset); ``job`` (Out);
+    Members: ``valid``, ``beat`` (In: beats in order since the last reset); ``job`` (Out);
     ``rows_w`` (Out: RowTable's port).
     """
 
     def __init__(self, cfg: FabricConfig):
-        bits = (cfg.max_rows * isa.ROW_WORDS // 2 - 1).bit_length()
+        self.cfg = cfg
         super().__init__(
             {
                 "valid": In(1),
-                "beat": In(64),
+                "beat": In(8 * cfg.port_bytes),
                 "job": Out(descriptor_layout()),
-                "rows_w": Out(write_port(bits, 64)),
+                "rows_w": Out(row_port(cfg)),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
         count = Signal(16)
-        head = isa.DESCRIPTOR_WORDS // 2
+        words = len(self.beat) // 32
+        head = isa.DESCRIPTOR_WORDS // words
         names = [name for name, _ in isa.DESCRIPTOR]
         with m.If(self.valid):
             m.d.sync += count.eq(count + 1)
             with m.Switch(count):
-                for i in range(0, len(names), 2):
-                    with m.Case(i // 2):
-                        m.d.sync += self.job[names[i]].eq(self.beat[:32])
-                        m.d.sync += self.job[names[i + 1]].eq(self.beat[32:])
+                for i in range(0, len(names), words):
+                    with m.Case(i // words):
+                        m.d.sync += [
+                            self.job[name].eq(self.beat.word_select(at, 32))
+                            for at, name in enumerate(names[i : i + words])
+                        ]
         # Rows keep 16 bits of their position; what does not fit is beyond every context.
-        first_of_row = count[: (isa.ROW_WORDS // 2 - 1).bit_length()] == 0  # {token, position}
-        beyond = first_of_row & self.beat[48:].any()
+        first_of_row = count[: (row_beats(self.cfg) - 1).bit_length()] == 0  # {token, position ..}
+        beyond = first_of_row & self.beat[48:64].any()
         m.d.comb += [
             self.rows_w.en.eq(self.valid & (count >= head)),
             self.rows_w.addr.eq(count - head),
@@ -89,15 +92,17 @@ class ProgramMemory(wiring.Component):
         super().__init__(
             {
                 "valid": In(1),
-                "beat": In(64),
+                "beat": In(8 * cfg.port_bytes),
                 "r": In(read_port(bits, isa.INSTRUCTION_BITS)),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        beats = isa.INSTRUCTION_BITS // 64
-        m.submodules.ram = ram = Ram(self.cfg.program_words * beats, 64, read_units=beats)
+        beats = isa.INSTRUCTION_BITS // len(self.beat)
+        m.submodules.ram = ram = Ram(
+            self.cfg.program_words * beats, len(self.beat), read_units=beats
+        )
         at = Signal.like(ram.w.addr)
         low = (beats - 1).bit_length()
         with m.If(self.valid):
@@ -305,7 +310,6 @@ class Steps(wiring.Component):
 
     def __init__(self, cfg: FabricConfig):
         self.cfg = cfg
-        bits = (cfg.max_rows * isa.ROW_WORDS // 2 - 1).bit_length()
         super().__init__(
             {
                 "start": In(1),
@@ -319,7 +323,7 @@ class Steps(wiring.Component):
                 "stream": Out(stream.Signature(stream_command(cfg))),
                 "row_index": Out(index_shape(cfg)),
                 "row": In(row_record(cfg)),
-                "rows_w": Out(write_port(bits, 64)),
+                "rows_w": Out(row_port(cfg)),
                 "want_en": Out(1),
                 "want_addr": Out(index_shape(cfg)),
                 "want_entry": Out(want_entry(cfg)),
@@ -493,20 +497,32 @@ class Steps(wiring.Component):
         return m
 
     def _write(self, m, row, token, ring_at, advance):
-        """Ring entry {token, cycles}; row words {token, position} and {kv_row, 0}."""
-        beat = self.beats.payload
+        """Ring entries {token, cycles}; of the row the beats with {token, position} and kv_row."""
+        beat, beat_words = self.beats.payload, self.cfg.port_bytes // 4
         second = Signal()  # ADVANCE-KV follows ADVANCE-POSITION
         m.d.sync += second.eq(self.rows_w.en & ~second)
+        entry = ring_at[3 : (self.cfg.port_bytes - 1).bit_length()]  # of the beat
+        entries = self.cfg.port_bytes // 8
+        words = {
+            **{name: self.row[name] for name, _ in self.row.shape()},
+            "token": Mux(advance, self.best_token, self.row.token),
+            "position": self.row.position + 1,
+            "kv_row": self.row.kv_row + self.job.head_bytes,
+        }
+        names = [name for name, _ in isa.ROW]
+        at_position, at_kv_row = (names.index(n) // beat_words for n in ("position", "kv_row"))
+
+        def row_beat(number):
+            of_beat = names[number * beat_words : (number + 1) * beat_words]
+            return Cat(Cat(words.get(name, 0), Const(0, 32))[:32] for name in of_beat)
+
+        low = (row_beats(self.cfg) - 1).bit_length()
         m.d.comb += [
             beat.first.eq(1),
             beat.last.eq(1),
             beat.addr.eq(ring_at),
-            beat.data.eq(Cat(token, self.cycles)),
-            beat.strb.eq(~0),
-            self.rows_w.addr.eq(Cat(second, second, row)),
+            beat.data.eq(Cat(token, self.cycles).replicate(entries)),
+            beat.strb.eq(0xFF << Cat(Const(0, 3), entry)),
+            self.rows_w.addr.eq(Cat(Mux(second, at_kv_row, at_position)[:low], row)),
+            self.rows_w.data.eq(Mux(second, row_beat(at_kv_row), row_beat(at_position))),
         ]
-        chosen = Mux(advance, self.best_token, self.row.token)
-        with m.If(second):
-            m.d.comb += self.rows_w.data.eq(self.row.kv_row + self.job.head_bytes)
-        with m.Else():
-            m.d.comb += self.rows_w.data.eq(Cat(chosen, self.row.position + 1))

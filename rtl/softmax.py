@@ -321,7 +321,10 @@ class SoftmaxUnit(wiring.Component):
         m = Module()
         cfg = self.cfg
         m.submodules.ram = ram = Ram(
-            cfg.score_chunks, cfg.cols * ops.ACT_BITS, read_units=cfg.k_chunks
+            cfg.score_chunks,
+            cfg.cols * ops.ACT_BITS,
+            read_units=cfg.k_chunks,
+            ultra="scores" in cfg.ultra,
         )
         m.submodules.maximum = maximum = RowMaximum(cfg)
         m.submodules.read = read = _Walk(cfg)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Module, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
-from tokenfabric.rtl.mac import multiply
+from tokenfabric.rtl.mac import PRODUCT_BITS, FabricMultipliers, multiply
 from tokenfabric.rtl.pipeline import delays
 
 from tokenfabric.config import FabricConfig
 from tokenfabric.ops import ACT_BITS, WEIGHT_BITS
 
 __all__ = ["SystolicArray", "array_latency", "psum_shape"]
-
-PRODUCT_BITS = ACT_BITS + WEIGHT_BITS
 
 
 def psum_shape(cfg: FabricConfig):
@@ -34,6 +32,9 @@ class SystolicArray(wiring.Component):
     weights that come by columns) is delayed by its depth. A PE has a register for each of weight,
     activation, product and sum: one DSP slice; the shadow is beside it. The ends of the chains
     are added in a tree. Kung, "Why systolic architectures?", 1982.
+
+    The multipliers of the last ``cfg.fabric_rows`` rows are made of LUTs and take a cycle more:
+    what enters these rows does so one cycle earlier (:meth:`_start`).
 
     Weights go to the shadow: the ``cfg.tile_cycles`` words of a tile in order, gaps allowed. By
     columns, word w brings columns ``w*W ..``, R bytes each (W = ``cfg.word_cols``); with
@@ -73,18 +74,15 @@ class SystolicArray(wiring.Component):
         sums: list[list[Value]] = [[] for _ in range(self.cfg.cols)]  # what enters the next row
         weights = self._weights(m)
         for depth in range(depths):
-            first = depth * chains
+            first, start = depth * chains, self._start(depth)
             x = self.x.word_select(depth, chains * ACT_BITS)
-            x = delays(m, x, depth, name=f"x{depth}")[depth]
+            x = delays(m, x, start, name=f"x{depth}")[start]
             for row in range(first, first + chains):
-                a = Signal(signed(ACT_BITS), name=f"a{row}", reset_less=True)
-                with m.If(valid[depth]):
-                    m.d.sync += a.eq(x.word_select(row - first, ACT_BITS))
-                for col, column in enumerate(sums):
-                    w = weights[row].word_select(col, WEIGHT_BITS).as_signed()
-                    product = Signal(signed(PRODUCT_BITS), name=f"m{row}_{col}", reset_less=True)
-                    with m.If(valid[depth + 1]):
-                        m.d.sync += product.eq(multiply(a, w))
+                a = x.word_select(row - first, ACT_BITS).as_signed()
+                enable = valid[start : depth + 2]
+                products_of = self._dsp_row if start == depth else self._fabric_row
+                products = products_of(m, row, a, weights[row], enable)
+                for col, (column, product) in enumerate(zip(sums, products, strict=True)):
                     total = column.pop(0) + product if depth else product
                     column.append(self._sum(m, valid[depth + 2], total, f"p{row}_{col}"))
         for col, column in enumerate(sums):
@@ -99,6 +97,31 @@ class SystolicArray(wiring.Component):
             m.d.comb += self.psum[col].eq(column[0])
         return m
 
+    def _start(self, depth: int) -> int:
+        """Cycles from the x of row 0 to what enters the rows of this depth."""
+        in_fabric = depth * self.cfg.word_rows >= self.cfg.rows - self.cfg.fabric_rows
+        return depth - 1 if in_fabric else depth
+
+    def _dsp_row(self, m: Module, row: int, x: Value, weights: Signal, enable: list) -> list:
+        """The products of one row, a DSP slice for each."""
+        a = Signal(signed(ACT_BITS), name=f"a{row}", reset_less=True)
+        with m.If(enable[0]):
+            m.d.sync += a.eq(x)
+        products = []
+        for col in range(self.cfg.cols):
+            w = weights.word_select(col, WEIGHT_BITS).as_signed()
+            product = Signal(signed(PRODUCT_BITS), name=f"m{row}_{col}", reset_less=True)
+            with m.If(enable[1]):
+                m.d.sync += product.eq(multiply(a, w))
+            products.append(product)
+        return products
+
+    def _fabric_row(self, m: Module, row: int, x: Value, weights: Signal, enable: list) -> list:
+        """The products of one row in LUTs."""
+        m.submodules[f"row{row}"] = unit = FabricMultipliers(self.cfg.cols)
+        m.d.comb += [unit.enable.eq(Cat(enable)), unit.a.eq(x), unit.w.eq(weights)]
+        return [unit.product[col] for col in range(self.cfg.cols)]
+
     def _weights(self, m: Module) -> list[Signal]:
         """The current weights of each row, one byte per column."""
         cfg = self.cfg
@@ -110,18 +133,19 @@ class SystolicArray(wiring.Component):
         current = []
         for row in range(cfg.rows):
             depth, chain = divmod(row, chains)
+            start = self._start(depth)
             columns = [
                 self.word.word_select(c * cfg.rows + row, WEIGHT_BITS) for c in range(cfg.word_cols)
             ]
-            columns = delays(m, Cat(columns), depth, name=f"word{row}")[depth]
+            columns = delays(m, Cat(columns), start, name=f"word{row}")[start]
             shadow = Signal(cfg.cols * WEIGHT_BITS, name=f"shadow{row}", reset_less=True)
             with m.If(self.load & self.load_rows & (self.load_index == depth)):
                 m.d.sync += shadow.eq(self.word.word_select(chain, cfg.cols * WEIGHT_BITS))
             for word in range(depths):
-                with m.If(by_column[depth] & (index[depth] == word)):
+                with m.If(by_column[start] & (index[start] == word)):
                     m.d.sync += shadow.word_select(word, width).eq(columns)
             w = Signal.like(shadow, name=f"w{row}")
-            with m.If(swap[depth]):
+            with m.If(swap[start]):
                 m.d.sync += w.eq(shadow)
             current.append(w)
         return current

@@ -202,9 +202,11 @@ class Datapath(wiring.Component):
     def _memories(self, m):
         cfg, vector, writeback = self.cfg, self.vector, self.writeback
         act, res = cfg.cols * ACT_BITS, cfg.cols * RES_BITS
-        m.submodules.in_ = in_ = Ram(cfg.in_chunks, act, read_units=cfg.k_chunks)
-        m.submodules.out = out = Ram(cfg.out_chunks, act, read_units=2)
-        m.submodules.res = res_ = Ram(cfg.res_chunks, res)
+        m.submodules.in_ = in_ = Ram(
+            cfg.in_chunks, act, read_units=cfg.k_chunks, ultra="in" in cfg.ultra
+        )
+        m.submodules.out = out = Ram(cfg.out_chunks, act, read_units=2, ultra="out" in cfg.ultra)
+        m.submodules.res = res_ = Ram(cfg.res_chunks, res, ultra="res" in cfg.ultra)
         param_units = cfg.word_bytes // (2 * cfg.cols)
         m.submodules.param = param = Ram(cfg.param_chunks, act, write_units=param_units)
 

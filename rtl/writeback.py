@@ -20,7 +20,10 @@ from tokenfabric.ops import ACT_BITS, RES_BITS
 
 __all__ = ["Argmax", "LogitsWriter", "SaturationCounter", "Writeback"]
 
-IN_FLIGHT = 32  # results that can still arrive after ``room`` has fallen, beyond one column-block
+
+def in_flight(cfg: FabricConfig) -> int:
+    """Results that can still arrive after ``room`` has fallen, beyond one column-block."""
+    return 28 + cfg.tile_cycles
 
 
 def popcount(bits):
@@ -111,7 +114,7 @@ class LogitsWriter(wiring.Component):
 
     def __init__(self, cfg: FabricConfig):
         self.cfg = cfg
-        self.depth = 1 << (2 * (cfg.max_rows + IN_FLIGHT) - 1).bit_length()
+        self.depth = 1 << (2 * (cfg.max_rows + in_flight(cfg)) - 1).bit_length()
         super().__init__(
             {
                 "valid": In(1),
@@ -138,7 +141,7 @@ class LogitsWriter(wiring.Component):
             s1_valid.eq(self.valid),
             s1.y.eq(self.result.y.as_value()),
             s1.addr.eq(self.addr + self.result.block * (4 * cfg.cols)),
-            self.room.eq(fifo.level < self.depth - cfg.max_rows - IN_FLIGHT),
+            self.room.eq(fifo.level < self.depth - cfg.max_rows - in_flight(cfg)),
         ]
         m.d.comb += [
             fifo.i.valid.eq(s1_valid),

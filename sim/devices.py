@@ -79,7 +79,9 @@ def make_device(
             waves=waves is not None,
             progress=progress,
         )
-        dram = DRAMS[cfg.dram.name] if dram is None else dram
+        if dram is None:
+            dram = DRAMS[cfg.dram.name]
+            dram = dram.attached(cfg.ps_ports) if cfg.ps_ports else dram
         top = verilator.VerilatedTop(
             library, clock_mhz=cfg.clock_mhz, memory_bytes=sum(memory), base=BASE, dram=dram
         )

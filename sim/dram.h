@@ -54,6 +54,8 @@ struct DramParameters {
   int64_t max_reads;       // per port: accepted and not yet returned
   int64_t max_writes;
   int64_t read_fifo_beats;  // per port: room that data needs before it is fetched
+  Time controller_byte;     // of read data on a port of the controller; 0 = no limit
+  int64_t controller_port[kMaxPorts];  // the controller's port that each AXI port leads to
 };
 
 struct ReadBurst {
@@ -112,6 +114,7 @@ class Dram {
   void clear(int64_t cycle) {
     for (int i = 0; i < port_count_; ++i) ports_[i] = DramPort();
     for (Bank& bank : banks_) bank = Bank();
+    std::fill(returning_, returning_ + kMaxPorts, 0);
     count_[0] = count_[1] = entries_ = 0;
     bus_free_ = cycle << kFraction;
     for (Time& act : activates_) act = -p_.four_activates;
@@ -415,7 +418,12 @@ class Dram {
     } else {
       ReadBurst& burst = port.reads[entry.slot];
       std::memcpy(burst.data, memory_ + (burst.address - base_), burst.beats * beat_bytes_);
-      finish_read(burst, start, (end - start) / burst.beats);
+      // AXI ports that lead to one port of the controller take turns on it, burst by burst.
+      const Time beat = beat_bytes_ * p_.controller_byte;
+      Time& returning = returning_[p_.controller_port[entry.port]];
+      start = std::max(start, returning);
+      returning = start + burst.beats * beat;
+      finish_read(burst, start, std::max(beat, (end - start) / burst.beats));
     }
   }
 
@@ -463,6 +471,7 @@ class Dram {
   int entries_ = 0;
   int64_t count_[2] = {0, 0};  // column accesses in the window: of reads, of writes
   Bank banks_[kMaxBanks];
+  Time returning_[kMaxPorts] = {};  // until then the controller's port hands data over
   Time activates_[4] = {};  // the last four, a ring
   int last_activate_ = 0;
   Time bus_free_ = 0;

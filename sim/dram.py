@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +24,12 @@ FRACTION_BITS = 16
 MAX_IN_FLIGHT = 16  # kRing in dram.h
 MAX_WINDOW = 64
 MAX_BANKS = 64
+MAX_PORTS = 8
+
+# The controller's port that each port of a Zynq UltraScale+ leads to: HP1 and HP2 have one between
+# them (UG1085, "PL-PS Interface Specifics"). HP0 shares its with the display, HP3 with a DMA of the
+# processing system, which are taken to be idle; HPC0 goes through the cache-coherent interconnect.
+CONTROLLER_PORTS = {"hp0": 3, "hp1": 4, "hp2": 4, "hp3": 5, "hpc0": 1}
 
 
 class DramParameters(ctypes.Structure):
@@ -34,9 +41,9 @@ class DramParameters(ctypes.Structure):
             "burst_bytes banks row_bytes read_access write_access activate precharge row_active"
             " activate_spacing four_activates write_recovery write_to_read read_to_write"
             " refresh_interval refresh request_cycles return_cycles read_window write_window"
-            " turn_accesses max_reads max_writes read_fifo_beats"
+            " turn_accesses max_reads max_writes read_fifo_beats controller_byte"
         ).split()
-    ]
+    ] + [("controller_port", ctypes.c_int64 * MAX_PORTS)]
 
 
 def _exact(number: float | Fraction) -> Fraction:
@@ -84,6 +91,10 @@ class DramSpec:
     max_writes: int = 8
     read_fifo_beats: int = 128
     """A port's buffer: data is fetched from memory only if there is room for it."""
+    controller_port_gbps: float = 0
+    """10^9 bytes per second that one port of the controller reads; 0: as many as come."""
+    controller_ports: tuple[int, ...] = tuple(range(MAX_PORTS))
+    """The port of the controller that each AXI port leads to."""
 
     def __post_init__(self) -> None:
         for name, most in (
@@ -97,6 +108,8 @@ class DramSpec:
                 raise ValueError(f"{self.name}: {name}={getattr(self, name)} is not in 1..{most}")
         if self.read_fifo_beats < 16:
             raise ValueError(f"{self.name}: read_fifo_beats={self.read_fifo_beats} is below 16")
+        if not all(0 <= port < MAX_PORTS for port in self.controller_ports):
+            raise ValueError(f"{self.name}: controller_ports={self.controller_ports}")
         if self.latency_cycles < 1:
             raise ValueError(f"{self.name}: latency_cycles={self.latency_cycles} is below 1")
 
@@ -113,6 +126,10 @@ class DramSpec:
         """The same DRAM with some numbers changed."""
         return replace(self, **changes)
 
+    def attached(self, ports: Sequence[str]) -> DramSpec:
+        """With AXI ports that are these of :data:`CONTROLLER_PORTS`, in order."""
+        return self.replace(controller_ports=tuple(CONTROLLER_PORTS[port] for port in ports))
+
     def parameters(self, clock_mhz: float) -> DramParameters:
         """The numbers for dram.h, with fabric cycles of ``clock_mhz``."""
         if not clock_mhz > 0:
@@ -125,6 +142,7 @@ class DramSpec:
         access = Fraction(1000 * self.burst_length, self.transfers_mts)
         burst_bytes = self.bus_bytes * self.burst_length
         request = max(1, self.latency_cycles // 2)
+        controller_byte = 1 / _exact(self.controller_port_gbps) if self.controller_port_gbps else 0
         return DramParameters(
             burst_bytes=burst_bytes,
             banks=self.banks,
@@ -149,6 +167,8 @@ class DramSpec:
             max_reads=self.max_reads,
             max_writes=self.max_writes,
             read_fifo_beats=self.read_fifo_beats,
+            controller_byte=time(controller_byte),
+            controller_port=(ctypes.c_int64 * MAX_PORTS)(*self.controller_ports),
         )
 
 
@@ -196,6 +216,7 @@ DDR4_2400_X64 = DramSpec(
     read_window=44,
     write_window=44,
     turn_bytes=2048,
+    controller_port_gbps=8.53,  # 128 bits at the interconnect's 533 MHz
 )
 """KV260 and KR260: four x16 chips on a Zynq UltraScale+, 19.2 GB/s."""
 

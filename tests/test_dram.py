@@ -10,6 +10,8 @@ from tokenfabric.sim.dram import (
     traffic,
 )
 
+from tokenfabric.config import preset
+
 pytestmark = pytest.mark.verilator
 
 # UG585, "DDR Efficiency", table 1: four HP ports, 16-beat bursts, DDR3-1050, fabric at 150 MHz.
@@ -56,6 +58,24 @@ def test_kv260_reaches_the_best_published_share_when_aligned():
     assert 92 <= aligned <= 94
     # Four streams that keep meeting in the same bank: 64.5 % was measured on a KR260.
     assert total(DDR4_2400_X64, stride=1 << 22, **kv260) == pytest.approx(64, abs=2)
+
+
+def test_hp1_and_hp2_of_a_kv260_share_a_port_of_the_controller():
+    """Each port alone moves a beat per cycle; the two together what one controller port does."""
+    two = {"clock_mhz": 300, "ports": 2, "port_bytes": 16}
+    apart = total(DDR4_2400_X64.attached(("hp0", "hp1")), **two)
+    assert apart == pytest.approx(100 * 2 * 4.8 / 19.2, rel=0.01)
+    shared = DDR4_2400_X64.attached(("hp1", "hp2"))
+    assert total(shared, **two) == pytest.approx(100 * 8.53 / 19.2, rel=0.01)
+    assert total(shared, **two | {"ports": 1}) == pytest.approx(100 * 4.8 / 19.2, rel=0.01)
+    four = {"clock_mhz": 300, "ports": 4, "port_bytes": 16, "pattern": "dealt"}
+    chosen = DDR4_2400_X64.attached(preset("kv260").ps_ports)
+    assert 92 <= total(chosen, **four) <= 94
+    # If a controller's port were as slow as one of the fabric, four ports on three would be three.
+    narrow = {"controller_port_gbps": 4.8}
+    shared = DDR4_2400_X64.attached(("hp0", "hp1", "hp2", "hp3")).replace(**narrow)
+    assert total(shared, **four) == pytest.approx(100 * 3 * 4.8 / 19.2, abs=2)
+    assert total(chosen.replace(**narrow), **four) > 90
 
 
 def test_ideal_memory_loses_nothing():

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
+from presets import TINY16
 from systolic_tiles import expected, pack_x, random_tiles, schedule, words_of
 from tokenfabric.rtl.systolic import SystolicArray
 
-from tokenfabric.config import preset
+from tokenfabric.config import PRESETS, preset
 
 GAPS = {
     "back to back": (0, 0),
@@ -14,6 +15,8 @@ GAPS = {
     "gaps in x": (0, 0.4),
     "both": (0.3, 0.3),
 }
+
+each = pytest.mark.parametrize("cfg", [preset("tiny"), TINY16], ids=lambda cfg: cfg.name)
 
 
 def simulate(cfg, tiles, gaps, seed):
@@ -47,8 +50,8 @@ def simulate(cfg, tiles, gaps, seed):
 
 @pytest.mark.parametrize("gaps", GAPS)
 @pytest.mark.parametrize("modes", ["columns", "rows", "mixed"])
-def test_tiles(gaps, modes):
-    cfg = preset("tiny")
+@each
+def test_tiles(cfg, gaps, modes):
     seed = [len(gaps), len(modes)]
     tiles = random_tiles(cfg, 24, modes, np.random.default_rng(seed))
     assert np.array_equal(simulate(cfg, tiles, GAPS[gaps], seed), expected(tiles))
@@ -62,8 +65,8 @@ def test_pynq():
 
 @pytest.mark.parametrize("activation", [-32768, 32767])
 @pytest.mark.parametrize("weight", [-128, 127])
-def test_extremes_everywhere(activation, weight):
-    cfg = preset("tiny")
+@each
+def test_extremes_everywhere(cfg, activation, weight):
     x = np.full((2, cfg.rows), activation)
     tile = np.full((cfg.rows, cfg.cols), weight)
     tiles = [(rows, tile, x) for rows in (False, True)]
@@ -71,9 +74,8 @@ def test_extremes_everywhere(activation, weight):
     assert np.all(got == activation * weight * cfg.rows) and got.shape == (4, cfg.cols)
 
 
-@pytest.mark.parametrize("name", ["tiny", "pynq-z2"])
-def test_the_packing_used_here_is_the_documented_one(name):
-    cfg = preset(name)
+@pytest.mark.parametrize("cfg", [*PRESETS.values(), TINY16], ids=lambda cfg: cfg.name)
+def test_the_packing_used_here_is_the_documented_one(cfg):
     tile = np.random.default_rng(3).integers(-128, 128, (cfg.rows, cfg.cols))
     for rows in (False, True):
         for w, word in enumerate(words_of(cfg, tile, rows)):

@@ -26,6 +26,9 @@ class Dram:
 
 
 DDR3_1050_X16 = Dram(name="ddr3-1050-x16", peak_bytes_per_s=2.1e9, reachable=0.97)
+DDR4_2400_X64 = Dram(name="ddr4-2400-x64", peak_bytes_per_s=19.2e9, reachable=0.93)
+
+ULTRA_RAM = frozenset(("in", "out", "res", "scores", "weights", "kv"))  # may be built of UltraRAM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,9 @@ class FabricConfig:
     kv_chunks: int  # K and V on their way to the array
     program_words: int
     outstanding: int = 8  # weight bursts in flight per port
+    fabric_rows: int = 0  # of the array, their multipliers made of LUTs instead of DSP slices
+    ps_ports: tuple[str, ...] = ()  # of the processing system that the ports are, where it matters
+    ultra: tuple[str, ...] = ()  # memories in UltraRAM, of ULTRA_RAM
 
     def __post_init__(self) -> None:
         def refuse(condition: bool, text: str) -> None:
@@ -61,12 +67,15 @@ class FabricConfig:
                 raise UserError(f"config {self.name}: {text}")
 
         for field, value in asdict(self).items():
-            if isinstance(value, int):
+            if isinstance(value, int) and field != "fabric_rows":
                 refuse(value <= 0, f"{field} = {value} must be positive")
         for field in ("rows", "cols", "ports", "max_rows", "max_head_dim", "weight_fifo_beats"):
             value = getattr(self, field)
             refuse(value & (value - 1) != 0, f"{field} = {value} must be a power of two")
-        refuse(self.cols < 8, f"cols = {self.cols} is below 8, the bytes of a 64-bit port beat")
+        refuse(
+            self.cols not in (8, 16),
+            f"cols = {self.cols} is neither 8 nor 16, the bytes of a 64 or 128-bit port beat",
+        )
         word = f"ports x beat = {self.ports} x {self.cols} = {self.word_bytes} bytes"
         refuse(self.rows % self.cols != 0, f"rows = {self.rows} is not a multiple of cols")
         refuse(
@@ -102,6 +111,20 @@ class FabricConfig:
         refuse(
             self.max_context % self.rows != 0,
             f"max_context = {self.max_context} is not a multiple of rows = {self.rows}",
+        )
+        refuse(
+            self.fabric_rows not in range(0, self.rows - self.word_rows + 1, self.word_rows),
+            f"fabric_rows = {self.fabric_rows} is not a multiple of {self.word_rows} below "
+            f"rows = {self.rows}",
+        )
+        refuse(
+            len(self.ps_ports) not in (0, self.ports),
+            f"ps_ports = {', '.join(self.ps_ports)} are not {self.ports} ports",
+        )
+        unknown = set(self.ultra) - ULTRA_RAM
+        refuse(
+            bool(unknown),
+            f"ultra = {', '.join(sorted(unknown))}: only {', '.join(sorted(ULTRA_RAM))} can be",
         )
         block = self.rows * self.max_head_dim // self.cols
         refuse(
@@ -266,6 +289,28 @@ PRESETS = {
             weight_fifo_beats=1024,
             kv_chunks=2048,
             program_words=1024,
+        ),
+        FabricConfig(
+            name="kv260",
+            part="xck26-sfvc784-2LV-c",
+            rows=64,
+            cols=16,
+            ports=4,
+            clock_mhz=300.0,
+            dram=DDR4_2400_X64,
+            max_rows=16,
+            max_context=2048,
+            max_head_dim=128,
+            in_chunks=16384,
+            out_chunks=3072,
+            res_chunks=2048,
+            param_chunks=512,
+            weight_fifo_beats=4096,
+            kv_chunks=16384,
+            program_words=1024,
+            fabric_rows=8,
+            ps_ports=("hp0", "hp1", "hp3", "hpc0"),
+            ultra=("in", "scores", "weights", "kv"),
         ),
     )
 }
