@@ -7,7 +7,9 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["Fifo", "Ram", "Rom", "read_port", "write_port"]
+__all__ = ["ULTRA", "Fifo", "Ram", "Rom", "read_port", "write_port"]
+
+ULTRA = "ultra"
 
 
 def read_port(addr_bits: int, data_bits: int) -> wiring.Signature:
@@ -60,7 +62,8 @@ class Ram(wiring.Component):
         m = Module()
         words = self.depth // self.wide
         low = (self.wide - 1).bit_length()
-        m.submodules.mem = mem = _memory(self.wide * self.unit, words, self.ultra)
+        mem = Memory(shape=unsigned(self.wide * self.unit), depth=words, init=[])
+        m.submodules[_name(self.ultra)] = mem
         w = mem.write_port(granularity=self.unit * self.write_units)
         r = mem.read_port(domain="comb" if self.comb else "sync")
         lanes = self.wide // self.write_units
@@ -131,7 +134,8 @@ class Fifo(wiring.Component):
         m = Module()
         i, o = self.i, self.o
         i_bits, o_bits = _as_bits(i.payload), _as_bits(o.payload)
-        m.submodules.mem = mem = _memory(len(i_bits), self.depth, self.ultra)
+        mem = Memory(shape=unsigned(len(i_bits)), depth=self.depth, init=[])
+        m.submodules[_name(self.ultra)] = mem
         w = mem.write_port()
         r = mem.read_port(domain="sync")
         wp = Signal(range(self.depth))
@@ -161,9 +165,9 @@ class Fifo(wiring.Component):
         return m
 
 
-def _memory(width: int, depth: int, ultra: bool) -> Memory:
-    attributes = {"ram_style": "ultra"} if ultra else {}
-    return Memory(shape=unsigned(width), depth=depth, init=[], attrs=attributes)
+def _name(ultra: bool) -> str:
+    """Of the memory in a component: ``to_verilog`` knows those for UltraRAM by it."""
+    return ULTRA if ultra else "mem"
 
 
 def _as_bits(payload):

@@ -28,7 +28,8 @@ LUT_WORDS = 64  # generic: a LUT holds so many bits of a memory of at most so ma
 @dataclass(frozen=True)
 class Target:
     """script: yosys commands after reading the design. luts: LUTs that a cell takes. lutrams: LUTs
-    that a cell takes as memory. dsps, brams: shares of a DSP and of a 36-kbit block that a cell is.
+    that a cell takes as memory. dsps, brams, urams: shares of a DSP, of a 36-kbit block and of an
+    UltraRAM that a cell is.
     levels: cells whose outputs depend on their inputs within the cycle -> LUT levels, besides
     ``luts`` with 1. ffs: prefixes of the names of flip-flops.
     """
@@ -39,6 +40,7 @@ class Target:
     lutrams: dict[str, int] = field(default_factory=dict)
     dsps: dict[str, float] = field(default_factory=dict)
     brams: dict[str, float] = field(default_factory=dict)
+    urams: dict[str, int] = field(default_factory=dict)
     levels: dict[str, int] = field(default_factory=dict)
 
 
@@ -49,21 +51,22 @@ _XILINX_LUTRAM = {
 }  # fmt: skip
 
 
-def _xilinx(family: str) -> Target:
+def _xilinx(family: str, options: str = "") -> Target:
     return Target(
-        script=f"synth_xilinx -family {family} -flatten -noiopad -top top",
+        script=f"synth_xilinx -family {family} -flatten -noiopad {options} -top top",
         luts={"LUT1": 1, "LUT2": 1, "LUT3": 1, "LUT4": 1, "LUT5": 1, "LUT6": 1, "INV": 1},
         ffs=("FD", "LD"),
         lutrams=_XILINX_LUTRAM,
         dsps={"DSP48E1": 1, "DSP48E2": 1},
         brams={"RAMB36E1": 1, "RAMB18E1": 0.5, "RAMB36E2": 1, "RAMB18E2": 0.5},
+        urams={"URAM288": 1},
         levels={"CARRY4": 0, "CARRY8": 0, "MUXF7": 0, "MUXF8": 0, "MUXF9": 0},
     )
 
 
 TARGETS = {
     "xc7": _xilinx("xc7"),
-    "xcup": _xilinx("xcup"),
+    "xcup": _xilinx("xcup", "-uram"),
     "ecp5": Target(
         script="synth_ecp5 -top top",
         luts={"LUT4": 1, "CCU2C": 2},
@@ -103,8 +106,8 @@ def synthesize(
 def analyze(module: dict[str, Any], target: Target) -> dict[str, Any]:
     """Counts and longest paths of a module of a yosys JSON netlist.
 
-    lut (with those that are memory: lutram), ff, dsp, bram36, fmax_mhz (None), lut_levels of the
-    longest path, paths: {lut_levels, start, end} of the PATHS worst ends, and cells by type.
+    lut (with those that are memory: lutram), ff, dsp, bram36, uram, fmax_mhz (None), lut_levels of
+    the longest path, paths: {lut_levels, start, end} of the PATHS worst ends, and cells by type.
     """
     cells: dict[str, int] = {}
     for cell in module["cells"].values():
@@ -122,6 +125,7 @@ def analyze(module: dict[str, Any], target: Target) -> dict[str, Any]:
         "ff": sum(count for kind, count in cells.items() if kind.startswith(target.ffs)),
         "dsp": total(target.dsps),
         "bram36": total(target.brams) + blocks,
+        "uram": total(target.urams),
         "fmax_mhz": None,
         "lut_levels": paths[0]["lut_levels"] if paths else 0,
         "paths": paths,

@@ -6,6 +6,7 @@ processes that Verilator runs at half the speed.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from amaranth.back import rtlil
 from amaranth.hdl import Value
 from amaranth.hdl._ir import PortDirection  # no public name in 0.5; the version is pinned
 from amaranth.lib import wiring
+from tokenfabric.rtl.memory import ULTRA
 
 from tokenfabric.errors import UserError
 
@@ -22,6 +24,11 @@ SCRIPT = (
     "read_rtlil top.il; proc; flatten; opt -fast; opt_clean -purge; write_verilog -noattr top.v"
 )
 DEADLINE = 1800  # seconds
+
+_ULTRA = re.compile(
+    rf"^( *reg .*\.{ULTRA} +\[\d+:0\];\n) *initial begin\n(?: .* = \d+'h0+;\n)+ *end\n",
+    re.MULTILINE,
+)
 
 
 def to_verilog(component: wiring.Component, name: str = "top") -> str:
@@ -35,7 +42,9 @@ def to_verilog(component: wiring.Component, name: str = "top") -> str:
     with tempfile.TemporaryDirectory(prefix="tokenfabric-") as directory:
         (Path(directory) / "top.il").write_text(text)
         run_yosys(SCRIPT, Path(directory), DEADLINE)
-        return (Path(directory) / "top.v").read_text()
+        verilog = (Path(directory) / "top.v").read_text()
+    # UltraRAM is asked for by an attribute, and takes no initial contents.
+    return _ULTRA.sub(r'  (* ram_style = "ultra" *)\n\1', verilog)
 
 
 def run_yosys(script: str, directory: Path, deadline: float) -> None:

@@ -46,7 +46,7 @@ def _logits(model: QModel, image: Image, device, tokens, sizes: list[int]) -> np
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize("name", ["tiny", "pynq-z2"])
+@pytest.mark.parametrize("name", ["tiny", "pynq-z2", "kv260"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_and_saturations_equal_the_models(shape, name):
     model, _, image, device = golden(SHAPES[shape], name)

@@ -17,7 +17,7 @@ SLOW = Dram(name="ddr", peak_bytes_per_s=4e9, reachable=0.9)
     [
         ({"max_rows": 0}, "max_rows = 0 must be positive"),
         ({"rows": 24}, "rows = 24 must be a power of two"),
-        ({"cols": 4}, "cols = 4 is below 8, the bytes of a 64-bit port beat"),
+        ({"cols": 4}, "cols = 4 is neither 8 nor 16, the bytes of a 64 or 128-bit port beat"),
         ({"rows": 8, "cols": 16}, "rows = 8 is not a multiple of cols"),
         ({"ports": 1}, "ports x beat = 1 x 8 = 8 bytes must hold a 16-bit multiplier for each"),
         ({"rows": 64}, "ports x beat = 4 x 8 = 32 bytes must be a multiple of rows = 64"),
@@ -25,6 +25,10 @@ SLOW = Dram(name="ddr", peak_bytes_per_s=4e9, reachable=0.9)
         ({"dram": SLOW}, r"4 ports x 8 bytes x 100.0 MHz = 3.20 GB/s is below 1.05 x .* 3.60 GB/s"),
         ({"weight_fifo_beats": 128}, "weight_fifo_beats = 128 is below two times the 8 x 16"),
         ({"max_context": 2040}, "max_context = 2040 is not a multiple of rows = 16"),
+        ({"fabric_rows": 6}, "fabric_rows = 6 is not a multiple of 4 below rows = 16"),
+        ({"fabric_rows": 16}, "fabric_rows = 16 is not a multiple of 4 below rows = 16"),
+        ({"ps_ports": ("hp0", "hp1")}, "ps_ports = hp0, hp1 are not 4 ports"),
+        ({"ultra": ("in", "acc")}, "ultra = acc: only in, kv, out, res, scores, weights can be"),
         ({"kv_chunks": 1000}, "kv_chunks = 1000 is below four blocks of 256 chunks"),
     ],
 )
@@ -41,7 +45,7 @@ def test_an_accumulator_that_could_wrap_is_refused(monkeypatch):
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="no preset 'pynq'; there are: tiny, pynq-z2"):
+    with pytest.raises(UserError, match="no preset 'pynq'; there are: tiny, pynq-z2, kv260"):
         preset("pynq")
 
 
@@ -50,6 +54,12 @@ def test_presets_hide_the_longest_stall_and_swallow_the_memory_rate(name):
     cfg = PRESETS[name]
     assert cfg.name == name
     assert cfg.intake_ratio >= 1 and cfg.stall_cycles_hidden > 0 and cfg.macs == cfg.rows * cfg.cols
+
+
+def test_the_memories_of_the_kv260_fit_80_percent_of_its_blocks():
+    cfg = PRESETS["kv260"]
+    assert sum(cfg.block_rams().values()) <= 0.8 * 144 and sum(cfg.ultra_rams().values()) <= 51
+    assert cfg.memories().keys() == cfg.block_rams().keys() | cfg.ultra_rams().keys()
 
 
 def test_the_preset_for_the_board_meets_what_was_decided_for_it():
@@ -69,6 +79,9 @@ def test_the_fingerprint_is_stable_and_sees_every_field():
         "cols": 16,
         "ports": 2,
         "dram": replace(cfg.dram, reachable=0.9),
+        "fabric_rows": 4,
+        "ps_ports": ("hp0", "hp1", "hp2", "hp3"),
+        "ultra": ("in",),
     }
     # A change of its own must not be refused because of another number.
     free = cfg.replace(dram=replace(cfg.dram, name="none"), kv_chunks=4096)

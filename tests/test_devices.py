@@ -16,7 +16,7 @@ from tokenfabric.host.session import NO_TOKEN, Job, Session, Step
 from tokenfabric.host.verify import replay
 from tokenfabric.quant.qmodel import Linear, QModel
 from tokenfabric.sim.devices import cached_verilog, make_device
-from tokenfabric.sim.dram import DDR3_1050_X16
+from tokenfabric.sim.dram import DRAMS
 
 from tokenfabric import isa
 from tokenfabric.config import preset
@@ -238,8 +238,9 @@ def test_memory_changes_time_and_never_a_token(preset_name):
     rng = np.random.default_rng(1)
     prompt = rng.integers(image.vocab, size=9).tolist()
     want, cycles = None, []
+    dram = DRAMS[preset(preset_name).dram.name]
     for latency in (10, 40, 200):
-        device = device_for(image, dram=DDR3_1050_X16.replace(latency_cycles=latency))
+        device = device_for(image, dram=dram.replace(latency_cycles=latency))
         tokens, session = generate(device, image, prompt, 4)
         cycles.append(sum(job.steps[-1].cycles for job in session.jobs))
         want = want or tokens

@@ -7,6 +7,7 @@ import pytest
 from amaranth import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+from presets import TINY16
 from streams import receiver, sender, simulate
 from tokenfabric.rtl.axi import read_master
 from tokenfabric.rtl.burst import WindowCheck
@@ -183,7 +184,7 @@ def random_fetches(cfg, rng, count):
     ]
 
 
-@pytest.mark.parametrize("cfg", [TINY, WIDE], ids=lambda cfg: cfg.name)
+@pytest.mark.parametrize("cfg", [TINY, WIDE, TINY16], ids=lambda cfg: cfg.name)
 @pytest.mark.parametrize("stall", STALLS)
 def test_weights_and_fetches_together(stall, cfg):
     dut, memory, slaves, rng = read_system(cfg, stall, len(stall) + cfg.ports)

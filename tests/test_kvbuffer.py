@@ -7,22 +7,23 @@ from tokenfabric.rtl.kvbuffer import KvBuffer
 
 from tokenfabric.config import preset
 
-# rows, ports, max_head_dim: words of 2 and 1 columns, of 1, 2 and 4 chunks per column
+# rows, cols, ports, max_head_dim: words of 2 and 1 columns, of 1, 2 and 4 chunks per column
 SHAPES = {
-    "tiny": (8, 2, 64),
-    "pynq-z2": (16, 4, 128),
-    "one-column": (16, 2, 64),
-    "four-chunks": (32, 4, 64),
-    "wide": (32, 8, 64),
+    "tiny": (8, 8, 2, 64),
+    "pynq-z2": (16, 8, 4, 128),
+    "one-column": (16, 8, 2, 64),
+    "four-chunks": (32, 8, 4, 64),
+    "wide": (32, 8, 8, 64),
+    "kv260": (64, 16, 4, 128),
 }
 STALLS = {"none": (0, 0), "slow source": (0.5, 0), "slow consumer": (0, 0.7), "both": (0.3, 0.3)}
 
 
 def config(name, blocks=4, extra=0):
-    rows, ports, head_dim = SHAPES[name]
-    chunks = blocks * rows * head_dim // 8 + extra
+    rows, cols, ports, head_dim = SHAPES[name]
+    chunks = blocks * rows * head_dim // cols + extra
     return preset("tiny").replace(
-        name=name, rows=rows, ports=ports, max_head_dim=head_dim, kv_chunks=chunks
+        name=name, rows=rows, cols=cols, ports=ports, max_head_dim=head_dim, kv_chunks=chunks
     )
 
 
@@ -83,10 +84,10 @@ def run(cfg, shapes, stall, seed):
 
 
 @pytest.mark.parametrize("stall", STALLS)
-@pytest.mark.parametrize("name", ["tiny", "pynq-z2"])
+@pytest.mark.parametrize("name", ["tiny", "pynq-z2", "kv260"])
 def test_every_head_size(name, stall):
     """K and V in turn, head sizes in turn, every remainder of the positions, the largest block."""
-    cfg = config(name, extra=3 * SHAPES[name][1])  # banks that blocks do not fill evenly
+    cfg = config(name, extra=3 * SHAPES[name][2])  # banks that blocks do not fill evenly
     rng = np.random.default_rng(7)
     rows = cfg.rows
     sizes = [1, 2, 3, 6, 8, cfg.max_head_chunks]

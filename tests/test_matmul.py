@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
+from presets import TINY16
 from tokenfabric.rtl.layouts import MatmulDest, MatmulKind
 from tokenfabric.rtl.matmul import MatmulEngine
 
@@ -13,6 +14,7 @@ from tokenfabric.config import preset
 from tokenfabric.fixed import saturate
 
 STREAM, K, V, LOAD = MatmulKind
+TINY, PYNQ = preset("tiny"), preset("pynq-z2")
 BITS = (8, 16, 32)
 STREAMS = ("words", "kv_words", "kv_scales")
 STALLS = {  # share of cycles in which a stream sleeps, longest sleep
@@ -312,13 +314,16 @@ def as_dict(result):
     return {"y": list(result.y), **plain}
 
 
+def str_or_name(value):
+    return getattr(value, "name", str(value))
+
+
 # --- tests ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stalls", STALLS)
-@pytest.mark.parametrize("seed", range(2))
-def test_random_commands(stalls, seed):
-    cfg = preset("tiny")
+@pytest.mark.parametrize("seed,cfg", [(0, TINY), (1, TINY), (0, TINY16)], ids=str_or_name)
+def test_random_commands(stalls, seed, cfg):
     rng = np.random.default_rng([seed, len(stalls)])
     memories = random_memories(cfg, rng)
     jobs = random_jobs(cfg, rng, memories, 12)
@@ -329,7 +334,7 @@ def test_random_commands(stalls, seed):
 
 @pytest.mark.parametrize("stalls", ["none", "bursts"])
 def test_random_commands_pynq(stalls):
-    cfg = preset("pynq-z2")
+    cfg = PYNQ
     rng = np.random.default_rng(len(stalls))
     memories = random_memories(cfg, rng)
     jobs = random_jobs(cfg, rng, memories, 6)
@@ -340,7 +345,7 @@ def test_random_commands_pynq(stalls):
 @pytest.mark.parametrize("kind", [STREAM, K, V])
 def test_extremes(kind):
     """All weights -128, all activations -32768, the whole length of K or a head."""
-    cfg = preset("tiny")
+    cfg = TINY
     rng = np.random.default_rng(1)
     memories = [np.full_like(memory, -32768) for memory in random_memories(cfg, rng)]
     n = cfg.max_head_chunks if kind is V else 2
@@ -352,10 +357,11 @@ def test_extremes(kind):
 
 
 @pytest.mark.parametrize("kind", [STREAM, K, V])
-@pytest.mark.parametrize("name,m", [("tiny", 1), ("tiny", 4), ("pynq-z2", 1), ("pynq-z2", 9)])
-def test_tiles_follow_without_a_pause(kind, name, m):
-    """max(m, 4) cycles per tile; a word of multipliers costs one, unless m > 4 hides it."""
-    cfg = preset(name)
+@pytest.mark.parametrize(
+    "cfg,m", [(TINY, 1), (TINY, 4), (PYNQ, 1), (PYNQ, 9), (TINY16, 4)], ids=str_or_name
+)
+def test_tiles_follow_without_a_pause(kind, cfg, m):
+    """max(m, words) cycles per tile; a word of multipliers costs one, unless m hides it."""
     rng = np.random.default_rng(m)
     memories = random_memories(cfg, rng)
     k, n = 3, 5
@@ -375,7 +381,7 @@ def test_tiles_follow_without_a_pause(kind, name, m):
 
 
 def test_room_holds_back_column_blocks():
-    cfg = preset("tiny")
+    cfg = TINY
     rng = np.random.default_rng(3)
     memories = random_memories(cfg, rng)
     kwargs = {"m": 3, "k": 2, "tail": 1}
@@ -397,7 +403,7 @@ def test_room_holds_back_column_blocks():
 )
 def test_late_stream(late, stalls):
     """One stream that sleeps far longer than the others must hold everything back."""
-    cfg = preset("tiny")
+    cfg = TINY
     rng = np.random.default_rng(8)
     memories = random_memories(cfg, rng)
     kinds = (STREAM,) if late == "words" else (K, V)
@@ -406,7 +412,7 @@ def test_late_stream(late, stalls):
 
 
 def test_embed_goes_through_requantize_between_commands():
-    cfg = preset("tiny")
+    cfg = TINY
     rng = np.random.default_rng(4)
     lanes = rng.integers(-128, 128, (20, cfg.cols))
     mult, shift = rng.integers(0, 1 << 16, 20), rng.integers(0, 20, 20)

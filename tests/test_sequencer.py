@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from amaranth.hdl import Elaboratable, Module
 from amaranth.sim import Simulator
+from presets import TINY16
 from streams import receiver, sender, simulate
 from tokenfabric.rtl.attention import AttentionPlan
 from tokenfabric.rtl.embed import Embed
@@ -18,7 +19,8 @@ from tokenfabric.fixed import ceil_div, saturate
 from tokenfabric.isa import Dest, Instruction, Op, Unit
 
 TINY, WIDE = preset("tiny"), preset("pynq-z2")
-BOTH = pytest.mark.parametrize("cfg", [TINY, WIDE], ids=lambda cfg: cfg.name)
+ALL = pytest.mark.parametrize("cfg", [TINY, WIDE, TINY16], ids=lambda cfg: cfg.name)
+BEATS = pytest.mark.parametrize("cfg", [TINY, TINY16], ids=lambda cfg: cfg.name)  # 8, 16 bytes
 
 
 def fields_of(instruction):
@@ -43,10 +45,12 @@ class WithRows(Elaboratable):
 
     async def fill(self, ctx):
         words = [int(row.get(name, 0)) for row in self.rows for name, _ in isa.ROW]
+        data, size = np.array(words, "<u4").tobytes(), len(self.table.w.data) // 8
         ctx.set(self.table.w.en, 1)
-        for pair in range(len(words) // 2):
-            ctx.set(self.table.w.addr, pair)
-            ctx.set(self.table.w.data, words[2 * pair] | words[2 * pair + 1] << 32)
+        for beat in range(len(data) // size):
+            ctx.set(self.table.w.addr, beat)
+            value = int.from_bytes(data[beat * size : (beat + 1) * size], "little")
+            ctx.set(self.table.w.data, value)
             await ctx.tick()
         ctx.set(self.table.w.en, 0)
 
@@ -54,26 +58,27 @@ class WithRows(Elaboratable):
 # --- Descriptor -------------------------------------------------------------------------------
 
 
-def test_descriptor_and_rows_arrive_in_their_registers():
+@BEATS
+def test_descriptor_and_rows_arrive_in_their_registers(cfg):
     """Random words; a position of more than 16 bits becomes the largest there is."""
     rng = np.random.default_rng(1)
-    dut = Descriptor(TINY)
-    count = isa.DESCRIPTOR_WORDS + TINY.max_rows * isa.ROW_WORDS
+    dut = Descriptor(cfg)
+    count = isa.DESCRIPTOR_WORDS + cfg.max_rows * isa.ROW_WORDS
     words = rng.integers(0, 1 << 32, count, np.uint32)
     rows = words[isa.DESCRIPTOR_WORDS :].reshape(-1, isa.ROW_WORDS)
     rows[:, 1] = [0x1234, 0x1_0005, 0xFFFF, 1 << 31]
     want = rows.copy()
     want[[1, 3], 1] |= 0xFFFF
-    found = np.zeros_like(rows.reshape(-1, 2))
+    found = np.zeros_like(rows.reshape(-1, cfg.port_bytes // 4))
     job = {}
 
     async def bench(ctx):
-        for beat in words.view("<u8").tolist():
+        for beat in words.reshape(-1, cfg.port_bytes // 4):
             ctx.set(dut.valid, 1)
-            ctx.set(dut.beat, beat)
+            ctx.set(dut.beat, int.from_bytes(beat.tobytes(), "little"))
             if ctx.get(dut.rows_w.en):
-                data = ctx.get(dut.rows_w.data)
-                found[ctx.get(dut.rows_w.addr)] = data & 0xFFFFFFFF, data >> 32
+                data = ctx.get(dut.rows_w.data).to_bytes(cfg.port_bytes, "little")
+                found[ctx.get(dut.rows_w.addr)] = np.frombuffer(data, "<u4")
             await ctx.tick()
             ctx.set(dut.valid, 0)
             await ctx.tick()
@@ -87,7 +92,7 @@ def test_descriptor_and_rows_arrive_in_their_registers():
 # --- Embed ------------------------------------------------------------------------------------
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("stall", [0.0, 0.6])
 def test_embedding_equals_golden(cfg, stall):
     """Every address and every chunk, for tokens anywhere in the table and rows of odd length."""
@@ -134,7 +139,7 @@ def test_embedding_equals_golden(cfg, stall):
             ctx.set(unit.beats.valid, int(bool(answer)))
             if answer:
                 _, at = waiting.pop(0)
-                beat = golden.memory[at : at + cfg.port_bytes].tobytes()
+                beat = golden.windows[0][at : at + cfg.port_bytes].tobytes()
                 ctx.set(unit.beats.payload.data, int.from_bytes(beat, "little"))
 
     async def chunks(ctx):
@@ -344,7 +349,7 @@ def test_instructions_wait_for_their_unit_and_their_mask(busy_cycles):
             assert payload.op == instruction.op
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("want", [0, 1])
 def test_matmul_command_and_table(cfg, want):
     wanted = [0, 2, 3]

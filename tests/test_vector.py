@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from amaranth.hdl import ResetInserter, Signal
 from amaranth.sim import Simulator
+from presets import TINY16
 from tokenfabric.rtl.vector import VectorUnit
 
 from tokenfabric import ops
@@ -242,7 +243,7 @@ def test_norm_of_many_rows():
     check(step, norms(rng, [(1, 12, 20, 1, 1), (2, 12, 20, 1, 1), (9, 12, 20, 1, 0)]))
 
 
-@pytest.mark.parametrize("cfg,rows", [(TINY, 4), (SIXTEEN, 3)])
+@pytest.mark.parametrize("cfg,rows", [(TINY, 4), (SIXTEEN, 3), (TINY16, 4)])
 def test_rope(cfg, rows):
     rng = np.random.default_rng(rows)
     step = Step(cfg, rng, rows)
@@ -307,9 +308,11 @@ def test_append(rows, stall):
             assert time <= rows * (heads * head + 3) + 85, (time, heads, chunks)
 
 
-def test_append_many_rows():
+@pytest.mark.parametrize("cfg", [SIXTEEN, TINY16], ids=lambda cfg: cfg.name)
+def test_append_many_rows(cfg):
     rng = np.random.default_rng(5)
-    check(Step(SIXTEEN, rng, 16), appends(SIXTEEN, [(2, 1), (1, 16)]))
+    cases = [(2, 1), (1, cfg.max_head_chunks)]
+    check(Step(cfg, rng, cfg.max_rows), appends(cfg, cases))
 
 
 def test_amax_extremes():

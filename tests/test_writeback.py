@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 from tokenfabric.rtl.layouts import MatmulDest
-from tokenfabric.rtl.writeback import IN_FLIGHT, Argmax, LogitsWriter, SaturationCounter, Writeback
+from tokenfabric.rtl.writeback import Argmax, LogitsWriter, SaturationCounter, Writeback, in_flight
 
 from tokenfabric import ops
 from tokenfabric.config import preset
@@ -155,12 +155,12 @@ def test_logits_reach_memory(stall):
 
 
 def test_room_promises_a_block_and_what_is_in_flight():
-    """Without a receiver, everything sent before ``room`` fell and IN_FLIGHT more is kept."""
+    """Without a receiver, everything sent before ``room`` fell and in_flight(CFG) more is kept."""
     dut = LogitsWriter(CFG)
 
     async def bench(ctx):
         sent, after = 0, 0
-        while after < IN_FLIGHT + CFG.max_rows:
+        while after < in_flight(CFG) + CFG.max_rows:
             after += not ctx.get(dut.room)
             ctx.set(dut.valid, 1)
             ctx.set(dut.result, {"y": [sent] * COLS})

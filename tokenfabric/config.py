@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 from tokenfabric import isa, registers
 from tokenfabric.errors import UserError
+from tokenfabric.fixed import ceil_div
 from tokenfabric.ops import ACT_BITS, OPS_VERSION, RES_BITS, WEIGHT_BITS
 
 __all__ = ["PRESETS", "Dram", "FabricConfig", "preset"]
@@ -211,22 +212,38 @@ class FabricConfig:
         beats = self.weight_fifo_beats * self.ports
         return int(beats * self.port_bytes / (self.peak_bytes_per_cycle * self.dram.reachable))
 
-    def block_rams(self) -> dict[str, float]:
-        """36-kbit block RAMs of every memory that is meant for them, as 7-series cuts them."""
+    def memories(self) -> dict[str, tuple[int, int, int]]:
+        """Every memory that is meant for RAM blocks: how many of it, bits of a word, words."""
         act, res = self.cols * ACT_BITS, self.cols * RES_BITS
         group = self.word_bytes // (2 * self.cols)  # chunks that LOAD writes at once
         return {
-            "in": _block_rams(act * self.k_chunks, self.in_chunks // self.k_chunks),
-            "out": _block_rams(act * 2, self.out_chunks // 2),
-            "res": _block_rams(res, self.res_chunks),
-            "scores": _block_rams(act * self.k_chunks, self.score_chunks // self.k_chunks),
-            "param": _block_rams(act * group, self.param_chunks // group),
-            "rope": _block_rams(act, self.max_rows * self.max_head_chunks),
-            "weights": self.ports * _block_rams(8 * self.port_bytes, self.weight_fifo_beats),
-            "kv": self.ports * _block_rams(8 * self.cols, self.kv_chunks // self.ports),
-            "kv_scales": _block_rams(act, 2 * self.max_context // self.cols),
-            "acc": _block_rams(self.cols * ACC_BITS, self.acc_words),
-            "program": _block_rams(isa.INSTRUCTION_BITS, self.program_words),
+            "in": (1, act * self.k_chunks, self.in_chunks // self.k_chunks),
+            "out": (1, act * 2, self.out_chunks // 2),
+            "res": (1, res, self.res_chunks),
+            "scores": (1, act * self.k_chunks, self.score_chunks // self.k_chunks),
+            "param": (1, act * group, self.param_chunks // group),
+            "rope": (1, act, self.max_rows * self.max_head_chunks),
+            "weights": (self.ports, 8 * self.port_bytes, self.weight_fifo_beats),
+            "kv": (self.ports, 8 * self.cols, self.kv_chunks // self.ports),
+            "kv_scales": (1, act, 2 * self.max_context // self.cols),
+            "acc": (1, self.cols * ACC_BITS, self.acc_words),
+            "program": (1, isa.INSTRUCTION_BITS, self.program_words),
+        }
+
+    def block_rams(self) -> dict[str, float]:
+        """36-kbit block RAMs of the memories that are not in UltraRAM, as 7-series cuts them."""
+        return {
+            name: count * _block_rams(width, depth)
+            for name, (count, width, depth) in self.memories().items()
+            if name not in self.ultra
+        }
+
+    def ultra_rams(self) -> dict[str, int]:
+        """UltraRAMs of 4096 x 72 bits, by memory."""
+        memories = {name: self.memories()[name] for name in self.ultra}
+        return {
+            name: count * ceil_div(width, 72) * ceil_div(depth, 4096)
+            for name, (count, width, depth) in memories.items()
         }
 
     @property

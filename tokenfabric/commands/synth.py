@@ -57,6 +57,7 @@ def _table(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("FF", number(result["ff"]), ""),
         ("DSP", number(result["dsp"]), ""),
         ("BRAM36", number(result["bram36"], 1), ""),
+        ("URAM", number(result["uram"]), ""),
         ("LUT levels", number(result["lut_levels"]), "longest path; the worst ends:"),
     ]
     for path in result["paths"]:
