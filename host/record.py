@@ -47,7 +47,7 @@ def _written(array: np.ndarray) -> str:
 class Recorder:
     """A Device that passes every call on to ``device`` and writes it to ``path``.
 
-    made_by: what ran, such as "simulation (verilator)" or the name of a board; it stands in the
+    made_by: what ran, such as "simulation (verilator), no board" or a board; it stands in the
     header. The file appears when the recorder is closed, or at the end of its ``with`` block; an
     error of the device is recorded, an interrupt leaves no file.
     """

@@ -14,8 +14,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from tokenfabric.host.device import Device
@@ -26,7 +27,7 @@ from tokenfabric.host.tokenizer import Decoder, Tokenizer
 
 from tokenfabric.config import PRESETS
 
-__all__ = ["LLM", "Generation", "Stats"]
+__all__ = ["LLM", "Batch", "Generation", "Stats"]
 
 REDRAW = 0.05  # seconds between two updates of a display
 
@@ -162,22 +163,52 @@ class Generation:
 
     def display(self) -> None:
         """Show it while it comes: in place in a notebook, else printed."""
-        shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-        if getattr(shell, "kernel", None) is None:
-            print(self.prompt, end="", flush=True)
-            for piece in self:
-                print(piece, end="", flush=True)
-            print(f"\n\n{self.stats}")
+        if _in_notebook():
+            self._run.step()
+            _display(self, self)
             return
-        from IPython.display import display
+        print(self.prompt, end="", flush=True)
+        for piece in self:
+            print(piece, end="", flush=True)
+        print(f"\n\n{self.stats}")
 
-        self._run.step()
-        handle, drawn = display(self, display_id=True), 0.0
-        for _ in self:
-            if time.monotonic() - drawn >= REDRAW:
-                handle.update(self)
-                drawn = time.monotonic()
-        handle.update(self)
+
+class Batch(list[Generation]):
+    """The Generations of one call with several prompts. Waiting for one moves all of them on."""
+
+    def close(self) -> None:
+        """End them all."""
+        for generation in self:
+            generation.close()
+
+    def _repr_html_(self) -> str:
+        return "\n".join(generation._repr_html_() for generation in self)
+
+    def display(self) -> None:
+        """Show all while they come, in place in a notebook; else printed one after the other."""
+        if _in_notebook():
+            self[0]._run.step()
+            _display(self, zip_longest(*self))
+            return
+        for generation in self:
+            generation.display()
+
+
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
+def _display(shown: Any, pieces: Iterable[Any]) -> None:
+    """Draw ``shown`` again and again while ``pieces`` come."""
+    from IPython.display import display
+
+    handle, drawn = display(shown, display_id=True), 0.0
+    for _ in pieces:
+        if time.monotonic() - drawn >= REDRAW:
+            handle.update(shown)
+            drawn = time.monotonic()
+    handle.update(shown)
 
 
 class _Run:
@@ -247,7 +278,7 @@ class LLM:
     """A model on a device. ``generate`` begins a new text, ``chat`` goes on with the last one.
 
     Both take one prompt and return a :class:`Generation`, or take several, at most as many as the
-    image has slots, and return a list of them that the device decodes together. Nothing runs until
+    image has slots, and return a :class:`Batch` of them, decoded together. Nothing runs until
     somebody iterates over a Generation or asks for its text. ``progress``, ``dump`` and
     ``deadline`` are those of :class:`~tokenfabric.host.session.Session`.
     """
@@ -292,7 +323,7 @@ class LLM:
         samplers = [Sampler(temperature, top_p, top_k, seed + i) for i in range(len(prompts))]
         run = _Run(self.session, given, max_tokens, samplers=samplers, stops=self.tokenizer.eos)
         self._run = weakref.ref(run)
-        generations = []
+        generations = Batch()
         for text, tokens, begins in zip(prompts, given, new):
             decoder = self.tokenizer.decoder(begins)
             for token in tokens:

@@ -263,16 +263,18 @@ def test_display_prints_where_there_is_no_notebook(capsys):
     assert capsys.readouterr().out.startswith("x: hi there\n\n8 tokens in ")
 
 
-def test_display_updates_its_place_in_a_notebook(monkeypatch):
+@pytest.fixture
+def notebook(monkeypatch) -> list[str]:
+    """What a notebook would show at one place, one drawing after the other, without tags."""
     shown: list[str] = []
 
     class Handle:
         def update(self, what):
-            shown.append(what._repr_html_())
+            shown.append(" ".join(re.findall("</b>(.*)</div>", what._repr_html_())))
 
     def display(what, *, display_id):
         assert display_id is True
-        shown.append(what._repr_html_())
+        Handle().update(what)
         return Handle()
 
     package = types.ModuleType("IPython")
@@ -282,14 +284,24 @@ def test_display_updates_its_place_in_a_notebook(monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython", package)
     monkeypatch.setitem(sys.modules, "IPython.display", package.display)
     monkeypatch.setattr("tokenfabric.host.text.REDRAW", 0)
+    return shown
+
+
+def test_display_updates_its_place_in_a_notebook(notebook):
     Says(b"abc").generate("").display()
-    assert [re.search("</b>(.*)</div>", text)[1] for text in shown] == [
-        "a",
-        "a",
-        "ab",
-        "abc",
-        "abc",
-    ]
+    assert notebook == ["a", "a", "ab", "abc", "abc"]
+
+
+def test_a_batch_grows_as_one_in_a_notebook(notebook):
+    model = Says(b"abc", b"xy")
+    model.generate(["", ""]).display()
+    assert notebook[0] == "a x" and notebook[-1] == "abc xy" and "ab xy" in notebook
+
+
+def test_a_batch_is_printed_in_order(capsys):
+    model = Says(b"abc", b"xy")
+    model.generate(["1: ", "2: "]).display()
+    assert re.findall(r"\d: \w+", capsys.readouterr().out) == ["1: abc", "2: xy"]
 
 
 def test_an_image_without_a_tokenizer_is_refused():
