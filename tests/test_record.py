@@ -43,7 +43,9 @@ def recorder(device, path) -> Recorder:
 
 def test_the_transcript_of_the_simulated_accelerator():
     replay = Replay(TRANSCRIPT)
-    image = compile_model(QModel.read(STORIES), preset(replay.header["preset"]), context=128)
+    cfg = preset(replay.header["preset"])
+    assert replay.fingerprint == cfg.fingerprint, "record it again, as this file's docstring says"
+    image = compile_model(QModel.read(STORIES), cfg, context=128)
     generation = LLM(replay, image).generate(PROMPT, max_tokens=24)
     assert generation.tokens == LITERAL[:24]
     assert generation.stats.cycles_per_token > 1000
