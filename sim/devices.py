@@ -71,6 +71,10 @@ def make_device(
         from tokenfabric.sim import verilator
         from tokenfabric.sim.dram import DRAMS
 
+        if dram is None and cfg.dram.name not in DRAMS:
+            raise UserError(
+                f"no model of the DRAM {cfg.dram.name!r} to simulate; there are: {', '.join(DRAMS)}"
+            )
         text = cached_verilog(cfg, progress) if verilog is None else verilog
         library = verilator.build(
             text,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 
 import pytest
 
-from tokenfabric.config import PRESETS, Dram, FabricConfig, preset
+from tokenfabric.config import PRESETS, Dram, FabricConfig, preset, write_preset
 from tokenfabric.errors import UserError
 
 SLOW = Dram(name="ddr", peak_bytes_per_s=4e9, reachable=0.9)
@@ -45,7 +46,9 @@ def test_an_accumulator_that_could_wrap_is_refused(monkeypatch):
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="no preset 'pynq'; there are: tiny, pynq-z2, kv260"):
+    with pytest.raises(
+        UserError, match=r"no preset 'pynq'; there are: tiny, pynq-z2, kv260, .*\.json"
+    ):
         preset("pynq")
 
 
@@ -88,3 +91,52 @@ def test_the_fingerprint_is_stable_and_sees_every_field():
     for field in fields(FabricConfig):
         value = changed.get(field.name) or 2 * getattr(free, field.name)
         assert free.replace(**{field.name: value}).fingerprint != free.fingerprint, field.name
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_its_file(name, tmp_path):
+    path = tmp_path / "my.json"
+    write_preset(PRESETS[name], path)
+    read = preset(str(path))
+    assert read == PRESETS[name] and read.fingerprint == PRESETS[name].fingerprint
+
+
+def test_numbers_written_by_hand_are_the_same_preset(tmp_path):
+    """100 for 100.0, other order, defaults left out."""
+    path = tmp_path / "my.json"
+    write_preset(PRESETS["tiny"], path)
+    values = json.loads(path.read_text())
+    del values["outstanding"]
+    values["clock_mhz"] = 100
+    path.write_text(json.dumps(dict(sorted(values.items()))))
+    assert preset(str(path)).fingerprint == PRESETS["tiny"].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"tokenfabric_preset": 2}, "tokenfabric_preset = 2 is not 1"),
+        ({"lanes": 8}, "unknown key 'lanes'; known are: name, part, rows"),
+        ({"dram": {"name": "none", "speed": 3}}, "unknown key 'dram.speed'"),
+        ({"dram": {"name": "none", "reachable": 1}}, "the key 'dram.peak_bytes_per_s' is missing"),
+        ({"dram": "none"}, "dram = 'none' is not an object"),
+        ({"rows": "16"}, "rows = '16' is not an integer"),
+        ({"rows": True}, "rows = True is not an integer"),
+        ({"clock_mhz": -1}, "clock_mhz = -1 is not a number above 0"),
+        ({"name": ""}, "name = '' is not a text"),
+        ({"cols": None}, "cols = None is not an integer"),
+        ({"rows": 24}, "config tiny: rows = 24 must be a power of two"),
+    ],
+)
+def test_a_bad_preset_file_is_refused_in_one_line(changes, text, tmp_path):
+    path = tmp_path / "my.json"
+    write_preset(PRESETS["tiny"], path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=text) as caught:
+        preset(str(path))
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_a_missing_preset_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"my\.json: no such file"):
+        preset(str(tmp_path / "my.json"))

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+import math
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
 from tokenfabric import isa, registers
 from tokenfabric.errors import UserError
+from tokenfabric.files import read_json_object, show, write_file
 from tokenfabric.fixed import ceil_div
 from tokenfabric.ops import ACT_BITS, OPS_VERSION, RES_BITS, WEIGHT_BITS
 
-__all__ = ["PRESETS", "Dram", "FabricConfig", "preset"]
+__all__ = ["PRESETS", "Dram", "FabricConfig", "preset", "write_preset"]
+
+FILE_VERSION = 1  # of a preset's JSON file
+VERSION_KEY = "tokenfabric_preset"
 
 BURST_BEATS = 16  # Zynq-7000's HP ports are AXI3: no longer bursts
 ACC_BITS = 36
@@ -334,7 +341,62 @@ PRESETS = {
 
 
 def preset(name: str) -> FabricConfig:
-    """The preset called ``name``."""
-    if name not in PRESETS:
-        raise UserError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
-    return PRESETS[name]
+    """The preset called ``name``, or the one in the JSON file of that name (:func:`write_preset`).
+
+    The file must have every number that has no default, and no other keys.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name)
+    if path.suffix.lower() != ".json" and not path.is_file():
+        raise UserError(
+            f"no preset {show(name)}; there are: {', '.join(PRESETS)}, or give a .json file"
+        )
+    values = read_json_object(path)
+    version = values.pop(VERSION_KEY, None)
+    if version != FILE_VERSION:
+        raise UserError(
+            f"{path}: {VERSION_KEY} = {show(version)} is not {FILE_VERSION}; give a file that "
+            "'tokenfabric explore --save' wrote"
+        )
+    try:
+        return _from_json(FabricConfig, values, "")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def write_preset(cfg: FabricConfig, path: str | Path) -> None:
+    """A file that :func:`preset` reads: the same numbers, so the same fingerprint."""
+    text = json.dumps({VERSION_KEY: FILE_VERSION, **asdict(cfg)}, indent=2, allow_nan=False)
+    write_file(path, [text.encode() + b"\n"])
+
+
+def _from_json(kind: Any, values: dict[str, Any], inside: str) -> Any:
+    """The dataclass ``kind`` with every value checked and of its field's type."""
+    known = {field.name: field for field in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise UserError(f"unknown key {show(inside + name)}; known are: {', '.join(known)}")
+    missing = [n for n, field in known.items() if field.default is MISSING and n not in values]
+    if missing:
+        raise UserError(f"the key {inside + missing[0]!r} is missing; add it")
+    return kind(**{n: _value(str(known[n].type), v, inside + n) for n, v in values.items()})
+
+
+def _value(kind: str, value: Any, name: str) -> Any:
+    """``value`` as a field declared as ``kind`` holds it. UserError if it is something else."""
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if kind == "int" and is_int:
+        return value
+    # The fingerprint tells 100 from 100.0.
+    if kind == "float" and (is_int or isinstance(value, float)) and 0 < value < math.inf:
+        return float(value)
+    if kind == "str" and isinstance(value, str) and value:
+        return value
+    if kind == "Dram" and isinstance(value, dict):
+        return _from_json(Dram, value, f"{name}.")
+    if kind.startswith("tuple") and isinstance(value, list):
+        return tuple(_value("str", item, name) for item in value)
+    kinds = {"int": "an integer", "float": "a number above 0", "str": "a text", "Dram": "an object"}
+    need = kinds.get(kind, "a list of texts")
+    raise UserError(f"{name} = {show(value)} is not {need}; correct it")

@@ -51,7 +51,10 @@ def real(low: float, high: float, *, above: bool = False) -> Callable[[str], flo
 
 def add_preset(parser: argparse.ArgumentParser, default: str | None = "pynq-z2") -> None:
     parser.add_argument(
-        "--preset", metavar="P", default=default, help="the accelerator (default: pynq-z2)"
+        "--preset",
+        metavar="P",
+        default=default,
+        help="the accelerator: a name or a .json file (default: pynq-z2)",
     )
 
 
