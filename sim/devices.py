@@ -68,35 +68,55 @@ def make_device(
 
         return GoldenDevice(cfg, memory)
     if name == "verilator":
-        from tokenfabric.sim import verilator
-        from tokenfabric.sim.dram import DRAMS
-
-        if dram is None and cfg.dram.name not in DRAMS:
-            raise UserError(
-                f"no model of the DRAM {cfg.dram.name!r} to simulate; there are: {', '.join(DRAMS)}"
-            )
-        text = cached_verilog(cfg, progress) if verilog is None else verilog
-        library = verilator.build(
-            text,
-            ports=cfg.ports,
-            port_bytes=cfg.port_bytes,
-            waves=waves is not None,
-            progress=progress,
+        top = simulated_top(
+            cfg, sum(memory), progress=progress, verilog=verilog, waves=waves, dram=dram
         )
-        if dram is None:
-            dram = DRAMS[cfg.dram.name]
-            dram = dram.attached(cfg.ps_ports) if cfg.ps_ports else dram
-        top = verilator.VerilatedTop(
-            library, clock_mhz=cfg.clock_mhz, memory_bytes=sum(memory), base=BASE, dram=dram
-        )
-        if waves is not None:
-            top.trace(waves)
         return RegisterDevice(VerilatedBus(top, memory[0]))
     if name == "pysim":
         from tokenfabric.sim.pysim import PysimBus
 
         return RegisterDevice(PysimBus(cfg, memory, base=BASE))
     raise UserError(f"no device {name!r}; there are: {', '.join(DEVICES)}")
+
+
+def simulated_top(
+    cfg: FabricConfig,
+    memory_bytes: int,
+    *,
+    base: int = BASE,
+    progress: Callable[[str], None] | None = None,
+    verilog: str | None = None,
+    waves: Path | None = None,
+    dram: Any = None,
+) -> Any:
+    """The Verilated accelerator, built if it has not been; options as of :func:`make_device`."""
+    from tokenfabric.sim import verilator
+    from tokenfabric.sim.dram import DRAMS
+
+    if dram is None:
+        if cfg.dram.name not in DRAMS:
+            raise UserError(
+                f"no model of the DRAM {cfg.dram.name!r} to simulate; there are: {', '.join(DRAMS)}"
+            )
+        dram = DRAMS[cfg.dram.name]
+        dram = dram.attached(cfg.ps_ports) if cfg.ps_ports else dram
+    library = verilator.build(
+        cached_verilog(cfg, progress) if verilog is None else verilog,
+        ports=cfg.ports,
+        port_bytes=cfg.port_bytes,
+        waves=waves is not None,
+        progress=progress,
+    )
+    top = verilator.VerilatedTop(
+        library,
+        clock_mhz=cfg.clock_mhz,
+        memory_bytes=memory_bytes,
+        base=base,
+        dram=dram,
+    )
+    if waves is not None:
+        top.trace(waves)
+    return top
 
 
 def cached_verilog(cfg: FabricConfig, progress: Callable[[str], None] | None = None) -> str:

@@ -28,6 +28,7 @@ COMMANDS = (
     "perf",
     "verilog",
     "synth",
+    "board",
     "doctor",
 )
 USER_ERROR, FAILURE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 1, 130, 141, 143
@@ -43,6 +44,7 @@ EXTRAS = {
     "torch": "train",
     "matplotlib": "plot",
     "pynq": "board",
+    "grpc": "board",
 }
 
 

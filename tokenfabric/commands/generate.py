@@ -130,7 +130,9 @@ def _recorded(args: argparse.Namespace, cfg: FabricConfig, device: Any) -> Any:
 
     if args.record is None:
         return nullcontext(device)
-    return Recorder(device, args.record, preset=cfg.name, made_by=f"simulation ({args.on}), no board")
+    return Recorder(
+        device, args.record, preset=cfg.name, made_by=f"simulation ({args.on}), no board"
+    )
 
 
 def _stream(args: argparse.Namespace, llm: LLM, progress: Progress) -> Generation:

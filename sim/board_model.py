@@ -1,0 +1,271 @@
+"""A board in software: memory, clocks, files and a fabric, without the network in front of it.
+
+The fabric is the Verilated accelerator with its model of the DRAM. Buffers have a copy that the
+processor sees, and only ``flush`` and ``invalidate`` move data between it and the DRAM: who forgets
+one finds what he would find on a board.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tokenfabric.host.handoff import CONTROL_BYTES, GPIO_BASE, SOURCE_MHZ, design_of, divisors
+
+from tokenfabric import registers
+from tokenfabric.boards import BoardSpec
+from tokenfabric.config import FabricConfig
+from tokenfabric.registers import State
+
+__all__ = ["CMA_BASE", "BoardFault", "BoardModel"]
+
+PAGE = 4096
+CMA_BASE = 0x1000_0000
+SLICE_CYCLES = 4_000  # simulated at a time while a run is under way: others may come in between
+FIRMWARE = "/lib/firmware/"
+MANAGER = "/sys/class/fpga_manager/fpga0/"
+FAULTS = "/sys/kernel/debug/tokenfabric"
+PS_REGISTERS = range(0xF800_0000, 1 << 32)
+
+
+class BoardFault(Exception):
+    """What the board answers instead; one line."""
+
+
+@dataclass
+class Buffer:
+    """``cpu``: what the processor sees of it."""
+
+    address: int
+    cpu: np.ndarray
+
+
+class Fabric:
+    """The accelerator behind its control port. Time passes in it while a run is under way."""
+
+    def __init__(self, top: Any):
+        self.top = top
+        self._lock = threading.Condition()
+        self._waiting = 0  # accesses that want the lock
+        self._running = self._closed = False
+        self._thread = threading.Thread(target=self._simulate, daemon=True, name="fabric")
+        self._thread.start()
+
+    def access(self, function: Callable, *arguments: int) -> Any:
+        """``function`` of the simulation, between two slices of time."""
+        self._waiting += 1
+        with self._lock:
+            self._waiting -= 1
+            try:
+                return function(*arguments)
+            finally:
+                self._lock.notify_all()
+
+    def read(self, offset: int) -> int:
+        return self.access(self.top.read32, offset)
+
+    def write(self, offset: int, value: int) -> None:
+        self.access(self._write, offset, value)
+
+    def _write(self, offset: int, value: int) -> None:
+        self.top.write32(offset, value)
+        self._running = self._is_running()
+
+    def _is_running(self) -> bool:
+        return self.top.read32(registers.offset("STATUS")) == State.RUNNING
+
+    def reset(self) -> None:
+        self.access(self._reset)
+
+    def _reset(self) -> None:
+        self.top.reset()
+        self._running = False
+
+    def _simulate(self) -> None:
+        while not self._closed:
+            with self._lock:
+                self._lock.wait_for(lambda: (self._running and not self._waiting) or self._closed)
+                if not self._closed:
+                    self.top.run(SLICE_CYCLES, until_idle=False)
+                    self._running = self._is_running()
+
+    def close(self) -> None:
+        """Ends the simulation."""
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
+        self._thread.join()
+        self.top.close()
+
+
+class BoardModel:
+    """Everything a server of PYNQ.remote asks a board for.
+
+    ``top``: the simulation; its memory, from CMA_BASE on, is what buffers are made of. Methods
+    raise BoardFault.
+    """
+
+    def __init__(self, spec: BoardSpec, cfg: FabricConfig, top: Any):
+        self.spec, self.cfg = spec, cfg
+        self.fabric = Fabric(top)
+        self.memory, self.base = top.memory, top.base
+        self.programmed = False
+        self._lock = threading.Lock()
+        self._windows: dict[str, tuple[int, int]] = {}
+        self._buffers: dict[str, Buffer] = {}
+        self._gpio: dict[int, int] = {}
+        self._registers = _ps_registers(spec)
+        machine = "aarch64" if spec.ps == "zynq_ultra_ps_e" else "armv7l"
+        self._files = {
+            "/proc/version": f"Linux version 0 (virtual board) {machine}\n".encode(),
+            "/proc/device-tree/chosen/pynq_board": f"{spec.name} (virtual)\0".encode(),
+            MANAGER + "state": b"operating\n",
+            MANAGER + "flags": b"0\n",
+        }
+
+    # --- files ---------------------------------------------------------------------------------
+
+    def exists(self, path: str) -> bool:
+        return path in self._files or path == "/proc/meminfo"
+
+    def read_file(self, path: str) -> bytes:
+        if path == "/proc/meminfo":
+            total = self.memory.size >> 10
+            used = sum(buffer.cpu.size for buffer in list(self._buffers.values())) >> 10
+            return f"CmaTotal: {total} kB\nCmaFree: {total - used} kB\n".encode()
+        if path not in self._files:
+            raise BoardFault(f"{path}: no such file")
+        return self._files[path]
+
+    def write_file(self, path: str, data: bytes) -> None:
+        self._files[path] = data
+        if path == MANAGER + "firmware":
+            # A real board keeps the file, and PYNQ does not send one of the same name again.
+            self._program(self._files.pop(FIRMWARE + data.decode("ascii", "replace").strip(), b""))
+        elif path == FAULTS:
+            self._fault(data.decode("ascii", "replace").split())
+
+    def _program(self, firmware: bytes) -> None:
+        """The fabric is what the firmware says; nothing answers if it is another design."""
+        self.programmed = design_of(firmware) == self.cfg.fingerprint
+        self.fabric.reset()
+
+    def _fault(self, words: list[str]) -> None:
+        """For tests: "fail_read 5", "stick 0 1", "throttle 7 0.5", as of ``VerilatedTop``."""
+        name, *numbers = words or [""]
+        if name not in ("fail_read", "stick", "throttle"):
+            raise BoardFault(f"{FAULTS}: no fault {name!r}")
+        values = [float(n) if "." in n else int(n) for n in numbers]
+        self.fabric.access(getattr(self.fabric.top, name), *values)
+
+    # --- registers -----------------------------------------------------------------------------
+
+    def open_window(self, base: int, length: int) -> str:
+        """A name for a stretch of addresses; one that nobody has had before."""
+        name = uuid.uuid4().hex
+        with self._lock:
+            self._windows[name] = (base, length)
+        return name
+
+    def read(self, window: str, offset: int) -> int:
+        address = self._address(window, offset)
+        control = address - self.spec.control_base
+        if self.programmed and 0 <= control < CONTROL_BYTES:
+            return self.fabric.read(control)
+        if self.programmed and 0 <= control - GPIO_BASE < 0x1000:
+            return self._gpio.get(address, 0)
+        if address in PS_REGISTERS:
+            return self._registers.get(address, 0)
+        raise BoardFault(f"bus error: nothing answers at {address:#x}")
+
+    def write(self, window: str, offset: int, value: int) -> None:
+        address = self._address(window, offset)
+        control = address - self.spec.control_base
+        if self.programmed and 0 <= control < CONTROL_BYTES:
+            self.fabric.write(control, value)
+        elif self.programmed and 0 <= control - GPIO_BASE < 0x1000:
+            self._gpio[address] = value
+        elif address in PS_REGISTERS:
+            self._registers[address] = value
+        else:
+            raise BoardFault(f"bus error: nothing answers at {address:#x}")
+
+    def _address(self, window: str, offset: int) -> int:
+        found = self._windows.get(window)
+        if found is None:
+            raise BoardFault("no such window; the server has been started anew")
+        base, length = found
+        if offset % 4 or not 0 <= offset <= length - 4:
+            raise BoardFault(f"offset {offset:#x} is not a word of a window of {length:#x} bytes")
+        return base + offset
+
+    # --- buffers -------------------------------------------------------------------------------
+
+    def allocate(self, size: int) -> str:
+        """A contiguous buffer: the first gap that it fits into."""
+        whole = -(-size // PAGE) * PAGE
+        with self._lock:
+            at = 0
+            for buffer in sorted(self._buffers.values(), key=lambda b: b.address):
+                if buffer.address - self.base - at >= whole:
+                    break
+                at = buffer.address - self.base + -(-buffer.cpu.size // PAGE) * PAGE
+            if size <= 0 or at + whole > self.memory.size:
+                raise BoardFault(f"no {size} bytes of contiguous memory left")
+            name = uuid.uuid4().hex
+            cpu = self.memory[at : at + size].copy()
+            self._buffers[name] = Buffer(self.base + at, cpu)
+        return name
+
+    def buffer(self, name: str) -> Buffer:
+        """The buffer of that name."""
+        found = self._buffers.get(name)
+        if found is None:
+            raise BoardFault("no such buffer; it has been freed, or the server started anew")
+        return found
+
+    def free(self, name: str) -> None:
+        self.buffer(name)
+        with self._lock:
+            self._buffers.pop(name, None)
+
+    def flush(self, name: str) -> None:
+        """From the processor's copy to the DRAM."""
+        buffer = self.buffer(name)
+        self._dram(buffer)[:] = buffer.cpu
+
+    def invalidate(self, name: str) -> None:
+        """From the DRAM to the processor's copy."""
+        buffer = self.buffer(name)
+        buffer.cpu[:] = self._dram(buffer)
+
+    def _dram(self, buffer: Buffer) -> np.ndarray:
+        at = buffer.address - self.base
+        return self.memory[at : at + buffer.cpu.size]
+
+    def close(self) -> None:
+        self.memory = np.empty(0, np.uint8)
+        self.fabric.close()
+
+
+def _ps_registers(spec: BoardSpec) -> dict[int, int]:
+    """Clock registers as firmware leaves them, 100 MHz: UG1087 (CRL_APB, CRF_APB), UG585 (slcr)."""
+    first, second = divisors(100.0)
+    if spec.ps == "zynq_ultra_ps_e":
+        pll = round(SOURCE_MHZ * 2 / 33.333) << 8 | 1 << 16  # FBDIV, DIV2
+        clock = 1 << 24 | second << 16 | first << 8
+        found = dict.fromkeys(
+            (0xFF5E_0020, 0xFF5E_0030, 0xFD1A_0020, 0xFD1A_002C, 0xFD1A_0038), pll
+        )
+        found.update(dict.fromkeys(range(0xFF5E_00C0, 0xFF5E_00D0, 4), clock))
+        found[0xFD1A_0060] = 1 << 8
+        return found
+    pll = round(SOURCE_MHZ / 50) << 12  # PLL_FDIV, from 50 MHz
+    found = dict.fromkeys((0xF800_0100, 0xF800_0104, 0xF800_0108), pll)
+    found.update(dict.fromkeys(range(0xF800_0170, 0xF800_01B0, 0x10), second << 20 | first << 8))
+    found[0xF800_0120] = 2 << 8
+    return found

@@ -1,0 +1,108 @@
+"""Run a virtual board: PYNQ talks to it as to a remote one, its fabric is simulated."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import signal
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tokenfabric.commands.options import add_json, check_output, integer, print_table, write_json
+from tokenfabric.errors import UserError
+from tokenfabric.progress import Progress
+
+MIB = 1 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("board", metavar="BOARD", help="pynq-z2, kv260, zcu104")
+    add("--preset", metavar="P", help="the accelerator in its fabric (default: the board's)")
+    add(
+        "--listen",
+        metavar="ADDRESS",
+        default="127.0.0.1",
+        help="127.x.y.z, 127.x.y.z:PORT or unix:PATH (default: 127.0.0.1)",
+    )
+    add(
+        "--memory",
+        type=integer(1, 2048),
+        default=256,
+        metavar="MIB",
+        help="memory for buffers (default: 256)",
+    )
+    add("--write-design", metavar="DIR", help="where to put the .bit and the .hwh")
+    add("--open-to-all", action="store_true", help="allow other addresses than this machine's own")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from tokenfabric.boards import board
+    from tokenfabric.config import preset
+    from tokenfabric.sim.board import serve, write_design
+
+    check_output(args.json)
+    spec = board(args.board)
+    cfg = preset(args.preset or spec.preset)
+    dial, address = _address(args.listen, args.open_to_all)
+    with ExitStack() as stack:
+        folder = args.write_design or stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="tokenfabric-design-")
+        )
+        model = _model(spec, cfg, args.memory * MIB)
+        stack.callback(model.close)
+        stack.enter_context(serve(model, address))
+        bitfile = write_design(Path(folder), spec, cfg)
+        result = {
+            "board": spec.name,
+            "preset": cfg.name,
+            "fingerprint": cfg.fingerprint,
+            "address": dial,
+            "bitfile": str(bitfile.resolve()),
+        }
+        print_table(
+            [
+                ("board", f"{spec.title}, virtual", ""),
+                ("accelerator", cfg.name, f"fingerprint {cfg.fingerprint}"),
+                ("bitstream", str(bitfile), ""),
+                ("to use it", f"export PYNQ_REMOTE_DEVICES={dial}", "before Python starts"),
+            ],
+            args.json,
+        )
+        write_json(args.json, result)
+        sys.stdout.flush()
+        while True:  # until Ctrl-C or SIGTERM
+            signal.pause()
+
+
+def _model(spec: Any, cfg: Any, memory: int) -> Any:
+    from tokenfabric.sim.board_model import CMA_BASE, BoardModel
+    from tokenfabric.sim.devices import simulated_top
+
+    with Progress() as progress:
+        top = simulated_top(cfg, memory, base=CMA_BASE, progress=progress)
+    return BoardModel(spec, cfg, top)
+
+
+def _address(listen: str, open_to_all: bool) -> tuple[str, str]:
+    """What to dial, and what to listen at. PYNQ appends its port to what it is given."""
+    from tokenfabric.sim.board import PORT
+
+    if listen.startswith("unix:"):
+        return listen, f"{listen}:{PORT}"
+    host, _, port = listen.partition(":")
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+        number = int(port or PORT)
+    except ValueError:
+        raise UserError(f"--listen {listen}: is neither an IP address nor unix:PATH") from None
+    if not loopback and not open_to_all:
+        raise UserError(
+            f"--listen {listen}: others could reach it, and it asks nobody who he is; give a "
+            "loopback address, or --open-to-all in a network that you trust"
+        )
+    return host, f"{host}:{number}"
