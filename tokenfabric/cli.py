@@ -29,6 +29,7 @@ COMMANDS = (
     "verilog",
     "synth",
     "board",
+    "bitstream",
     "doctor",
 )
 USER_ERROR, FAILURE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 1, 130, 141, 143

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,48 @@ def write_file(path: str | Path, parts: Iterable[bytes]) -> None:
     finally:
         if made is not None:
             made.unlink(missing_ok=True)
+
+
+def check_folder(path: str | Path) -> Path:
+    """The whole path of a folder to be made. UserError if it is there, unless empty."""
+    try:
+        target = Path(path).resolve()
+        taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+        missing = not target.parent.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise UserError(f"{path}: cannot be used ({_why(error)}); choose another folder") from None
+    if taken:
+        raise UserError(f"{path}: exists and is not an empty folder; give another name")
+    if missing:
+        raise UserError(f"{path}: there is no folder {target.parent}; make it or choose another")
+    return target
+
+
+def write_folder(path: str | Path, files: Mapping[str, bytes]) -> None:
+    """Write ``files`` (relative path -> content) as a new folder, whole or not at all.
+
+    UserError if that cannot be done, and for what :func:`check_folder` refuses.
+    """
+    made = None
+    try:
+        target = check_folder(path)
+        beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+        beside.mkdir()
+        made = beside
+        for name, data in files.items():
+            file = beside / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+        if target.exists():
+            target.rmdir()
+        beside.rename(target)
+        made = None
+    except OSError as error:
+        why = _why(error)
+        raise UserError(f"{path}: cannot be written ({why}); choose another folder") from None
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def parse_json_object(source: str | Path, data: bytes) -> dict[str, Any]:
