@@ -32,11 +32,7 @@ def run(args: argparse.Namespace) -> int:
     ports = f"{cfg.ports} ports x {8 * cfg.port_bytes} bit, {cfg.clock_mhz:g} MHz"
     rows = [
         ("board", spec.name, f"{spec.title}, {spec.part}"),
-        (
-            "config",
-            cfg.name,
-            f"{cfg.ports} ports x {8 * cfg.port_bytes} bit, {cfg.clock_mhz:g} MHz",
-        ),
+        ("config", cfg.name, ports),
         ("fingerprint", cfg.fingerprint, ""),
         ("results", name, ".bit, .hwh, .json"),
     ]
