@@ -31,6 +31,17 @@ ID_BITS = 6  # of the S_AXI_HP ports of both families
 IP_FOLDER = f"ip/{VLNV.split(':')[2]}"
 
 
+@dataclass(frozen=True)
+class _Slave:
+    """A memory port of a processor."""
+
+    interface: str
+    clock: str
+    segment: str  # of addresses
+    use: str  # settings
+    width: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Processor:
     """The processor's IP as the script meets it: names, and how its memory ports differ."""
@@ -47,6 +58,19 @@ class _Processor:
     interrupt: str
     master: str
     master_clock: str
+    clock_setting: str  # MHz
+    settings: dict[str, str]
+    slaves: dict[str, _Slave]  # by their names in FabricConfig.ps_ports
+
+
+def _ultrascale(name: str, number: int) -> _Slave:
+    return _Slave(
+        f"S_AXI_{name.upper()}_FPD",
+        f"saxi{name}_fpd_aclk",
+        f"SAXIGP{number}/{name.upper()}_DDR_LOW",
+        f"PSU__USE__S_AXI_GP{number}",
+        f"PSU__SAXIGP{number}__DATA_WIDTH",
+    )
 
 
 PROCESSORS = {
@@ -63,6 +87,25 @@ PROCESSORS = {
         interrupt="IRQ_F2P",
         master="M_AXI_GP0",
         master_clock="M_AXI_GP0_ACLK",
+        clock_setting="PCW_FPGA0_PERIPHERAL_FREQMHZ",
+        settings={
+            "PCW_USE_M_AXI_GP0": "1",
+            "PCW_USE_M_AXI_GP1": "0",
+            "PCW_EN_CLK0_PORT": "1",
+            "PCW_EN_RST0_PORT": "1",
+            "PCW_USE_FABRIC_INTERRUPT": "1",
+            "PCW_IRQ_F2P_INTR": "1",
+        },
+        slaves={
+            f"hp{i}": _Slave(
+                f"S_AXI_HP{i}",
+                f"S_AXI_HP{i}_ACLK",
+                f"S_AXI_HP{i}/HP{i}_DDR_LOWOCM",
+                f"PCW_USE_S_AXI_HP{i}",
+                f"PCW_S_AXI_HP{i}_DATA_WIDTH",
+            )
+            for i in range(4)
+        },
     ),
     "zynq_ultra_ps_e": _Processor(
         family="zynquplus",
@@ -77,50 +120,46 @@ PROCESSORS = {
         interrupt="pl_ps_irq0",
         master="M_AXI_HPM0_FPD",
         master_clock="maxihpm0_fpd_aclk",
-    ),
-}
-
-
-def _memory_pins(spec: BoardSpec, slave: str) -> tuple[str, str]:
-    """The clock pin and the address segment of a memory port."""
-    number = int(slave.removesuffix("_FPD")[-1])
-    if spec.ps == "processing_system7":
-        return f"{slave}_ACLK", f"{slave}/HP{number}_DDR_LOWOCM"
-    return f"saxihp{number}_fpd_aclk", f"SAXIGP{number + 2}/HP{number}_DDR_LOW"
-
-
-def _settings(cfg: FabricConfig, spec: BoardSpec) -> dict[str, str]:
-    """Of the processor's IP: one master, the memory ports, a clock, an interrupt; no more."""
-    slaves = spec.memory_ports[: cfg.ports]
-    numbers = [int(slave.removesuffix("_FPD")[-1]) for slave in slaves]
-    clock, width = f"{spec.ps_clock_mhz:g}", str(8 * cfg.port_bytes)
-    if spec.ps == "processing_system7":
-        settings = {
-            "PCW_USE_M_AXI_GP0": "1",
-            "PCW_USE_M_AXI_GP1": "0",
-            "PCW_EN_CLK0_PORT": "1",
-            "PCW_EN_RST0_PORT": "1",
-            "PCW_FPGA0_PERIPHERAL_FREQMHZ": clock,
-            "PCW_USE_FABRIC_INTERRUPT": "1",
-            "PCW_IRQ_F2P_INTR": "1",
-        }
-        for number in numbers:
-            settings[f"PCW_USE_S_AXI_HP{number}"] = "1"
-            settings[f"PCW_S_AXI_HP{number}_DATA_WIDTH"] = width
-    else:
-        settings = {
+        clock_setting="PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ",
+        settings={
             "PSU__USE__M_AXI_GP0": "1",  # M_AXI_HPM0_FPD, as wide as after a reset
             "PSU__MAXIGP0__DATA_WIDTH": "128",
             "PSU__USE__M_AXI_GP1": "0",
             "PSU__USE__M_AXI_GP2": "0",
             "PSU__FPGA_PL0_ENABLE": "1",
             "PSU__CRL_APB__PL0_REF_CTRL__SRCSEL": "IOPLL",  # the only source that PYNQ sets
-            "PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ": clock,
             "PSU__USE__IRQ0": "1",
-        }
-        for number in numbers:
-            settings[f"PSU__USE__S_AXI_GP{number + 2}"] = "1"
-            settings[f"PSU__SAXIGP{number + 2}__DATA_WIDTH"] = width
+        },
+        slaves={
+            **{f"hpc{i}": _ultrascale(f"hpc{i}", i) for i in range(2)},
+            **{f"hp{i}": _ultrascale(f"hp{i}", i + 2) for i in range(4)},
+        },
+    ),
+}
+
+
+def _slaves(cfg: FabricConfig, spec: BoardSpec) -> list[_Slave]:
+    """The processor's ports for the accelerator's. UserError if there are no such ports."""
+    processor, bits = PROCESSORS[spec.ps], 8 * cfg.port_bytes
+    names = cfg.ps_ports or tuple(f"hp{number}" for number in range(cfg.ports))
+    for what, wanted, there in (
+        ("memory ports", names, processor.slaves),
+        ("widths of memory ports", (bits,), processor.data_bits),
+    ):
+        if not set(wanted) <= set(there):
+            raise UserError(
+                f"board {spec.name}: the {what} are {', '.join(map(str, there))}, config "
+                f"{cfg.name} needs {', '.join(map(str, wanted))}; use another config"
+            )
+    return [processor.slaves[name] for name in names]
+
+
+def _settings(cfg: FabricConfig, spec: BoardSpec) -> dict[str, str]:
+    """Of the processor's IP: one master, the memory ports, a clock, an interrupt; no more."""
+    processor = PROCESSORS[spec.ps]
+    settings = {**processor.settings, processor.clock_setting: f"{spec.ps_clock_mhz:g}"}
+    for slave in _slaves(cfg, spec):
+        settings |= {slave.use: "1", slave.width: str(8 * cfg.port_bytes)}
     return {**settings, **dict(spec.ps_settings)}
 
 
@@ -400,8 +439,8 @@ def _port(element: ET.Element, port: Port) -> None:
 def _script(cfg: FabricConfig, spec: BoardSpec, name: str, digest: str) -> str:
     processor = PROCESSORS[spec.ps]
     ports = []
-    for number, slave in enumerate(spec.memory_ports[: cfg.ports]):
-        ports += [f"m_axi_hp{number}", slave, *_memory_pins(spec, slave)]
+    for number, slave in enumerate(_slaves(cfg, spec)):
+        ports += [f"m_axi_hp{number}", slave.interface, slave.clock, slave.segment]
     settings = [x for k, v in _settings(cfg, spec).items() for x in (f"CONFIG.{k}", v)]
     values = {
         "name": name,
@@ -455,20 +494,9 @@ def build_files(
 ) -> tuple[str, dict[str, bytes]]:
     """(name of the results, path -> content). ``verilog``: that of ``cfg``, the board's config.
 
-    UserError if the board has not the ports that the config needs.
+    UserError if the board does not have the ports that the config needs.
     """
     cfg = cfg or spec.config
-    if cfg.ports > len(spec.memory_ports):
-        raise UserError(
-            f"board {spec.name}: has {len(spec.memory_ports)} memory ports, config {cfg.name} "
-            f"needs {cfg.ports}; use a config with fewer"
-        )
-    bits, widths = 8 * cfg.port_bytes, PROCESSORS[spec.ps].data_bits
-    if bits not in widths:
-        raise UserError(
-            f"board {spec.name}: memory ports of {bits} bits are not among its {widths}, config "
-            f"{cfg.name} needs them; use a config with other cols"
-        )
     ports = ip_ports(cfg, spec)
     contents = (verilog, _shell(ports))
     files = {f"{IP_FOLDER}/{path}": text.encode() for path, text in zip(FILES, contents)}

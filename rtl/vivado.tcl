@@ -9,7 +9,7 @@
 # for each port, and bursts of at most 16 beats, which AXI3 can carry. So there is nothing to
 # convert and nothing to arbitrate, and no latency or logic is spent on it. The address bits that
 # the accelerator does not have are 0; AxCACHE is 0011 (modifiable, bufferable), AxPROT 000.
-# No cache is coherent with these ports: the driver flushes and invalidates.
+# No cache is coherent with that, not even on S_AXI_HPC: the driver flushes and invalidates.
 #
 # The processor is set up by the board's boot loader, long before the bitstream is loaded. Here only
 # matters what it shows to the fabric, so the script does without the vendor's board files if they

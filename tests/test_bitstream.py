@@ -22,7 +22,7 @@ from tokenfabric.files import write_folder
 from tokenfabric.registers import REGISTERS
 
 PYNQ = PRESETS["pynq-z2"]
-WIDE = PYNQ.replace(name="wide", cols=16, clock_mhz=300.0)  # 128-bit ports
+WIDE = PRESETS["kv260"]
 TWO = PRESETS["tiny"]
 CASES = [
     ("pynq-z2", PYNQ),
@@ -279,12 +279,12 @@ def test_the_script_builds_the_design(board, cfg, board_files, tmp_path, vivado,
     model, spec = vivado(board_files=board_files), BOARDS[board]
     assert model.run(folder / "build.tcl") == 0
     assert model.part == spec.part
-    for number in range(cfg.ports):
+    for number, wanted in enumerate(cfg.ps_ports or ("hp0", "hp1", "hp2", "hp3")[: cfg.ports]):
         port = f"{INSTANCE}/m_axi_hp{number}"
         (slave,) = (b for a, b in model.links if a == port)
-        assert slave == f"ps/{spec.memory_ports[number]}"
+        assert slave.removesuffix("_FPD") == f"ps/S_AXI_{wanted.upper()}"
         (segment,) = (s for space, s in model.addresses if space == port)
-        assert f"HP{number}_DDR" in segment
+        assert f"/{wanted.upper()}_DDR_LOW" in segment
     offsets = {s: offset for (_, s), offset in model.addresses.items() if offset is not None}
     assert offsets == {
         f"{INSTANCE}/s_axi_ctrl/reg0": spec.control_base,
@@ -361,8 +361,10 @@ def test_the_name_changes_with_the_sources():
 
 
 def test_ports_that_a_board_does_not_have_are_refused():
-    with pytest.raises(UserError, match=r"board pynq-z2: memory ports of 128 bits .* use a config"):
+    with pytest.raises(UserError, match=r"ports are hp0, .* needs hp0, .*, hpc0; use"):
         build_files(BOARDS["pynq-z2"], "", WIDE)
+    with pytest.raises(UserError, match=r"are 32, 64, config kv260 needs 128; use another"):
+        build_files(BOARDS["pynq-z2"], "", WIDE.replace(ps_ports=()))
 
 
 def test_the_command_writes_a_folder_or_nothing(tmp_path, monkeypatch, capsys):

@@ -92,10 +92,10 @@ class Cell:
         for i, name in enumerate(("M_AXI_HPM0_FPD", "M_AXI_HPM1_FPD", "M_AXI_HPM0_LPD")):
             if self.on(f"PSU__USE__M_AXI_GP{i}", "110"[i]):
                 found[name] = ("master", "AXI4", 128)
-        for i in range(4):
-            if self.on(f"PSU__USE__S_AXI_GP{i + 2}"):
-                bits = int(self.settings.get(f"PSU__SAXIGP{i + 2}__DATA_WIDTH", 128))
-                found[f"S_AXI_HP{i}_FPD"] = ("slave", "AXI4", bits)
+        for i, name in enumerate(("HPC0", "HPC1", "HP0", "HP1", "HP2", "HP3")):
+            if self.on(f"PSU__USE__S_AXI_GP{i}"):
+                bits = int(self.settings.get(f"PSU__SAXIGP{i}__DATA_WIDTH", 128))
+                found[f"S_AXI_{name}_FPD"] = ("slave", "AXI4", bits)
         return found
 
     def _pins_proc_sys_reset(self):
@@ -335,6 +335,7 @@ class Vivado:
             found = [f"S_AXI_HP{i}/HP{i}_DDR_LOWOCM" for i in range(4)]
         elif kind == "zynq_ultra_ps_e":
             found = [f"SAXIGP{i + 2}/HP{i}_DDR_LOW" for i in range(4)]
+            found += [f"SAXIGP{i}/HPC{i}_DDR_LOW" for i in range(2)]
         else:
             found = self.cells[cell].segments
         return name if segment in found else ""

@@ -25,7 +25,6 @@ class BoardSpec:
     board_part: str  # Vivado's board file, as a pattern; the script does without if it is missing
     ps: str  # the processor's IP: processing_system7 or zynq_ultra_ps_e
     control_base: int  # bus address of s_axi_ctrl
-    memory_ports: tuple[str, ...]  # m_axi_hp0 goes to the first
     ps_clock_mhz: float  # of the processor's first fabric clock; a PLL in the fabric makes others
     ps_settings: tuple[tuple[str, str], ...] = ()  # what the processor's IP must know besides
 
@@ -49,7 +48,6 @@ _KV260 = BoardSpec(
     board_part="xilinx.com:kv260_som:*",
     ps="zynq_ultra_ps_e",
     control_base=0xA000_0000,
-    memory_ports=tuple(f"S_AXI_HP{i}_FPD" for i in range(4)),
     ps_clock_mhz=100.0,
 )
 
@@ -64,7 +62,6 @@ BOARDS = {
             board_part="tul.com.tw:pynq-z2:*",
             ps="processing_system7",
             control_base=0x43C0_0000,
-            memory_ports=tuple(f"S_AXI_HP{i}" for i in range(4)),
             ps_clock_mhz=100.0,
             ps_settings=(("PCW_CRYSTAL_PERIPHERAL_FREQMHZ", "50"),),
         ),
