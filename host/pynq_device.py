@@ -28,7 +28,7 @@ from tokenfabric.host.image import Image
 
 from tokenfabric import registers
 from tokenfabric.boards import VLNV
-from tokenfabric.config import PRESETS, FabricConfig
+from tokenfabric.config import PRESETS, FabricConfig, preset
 from tokenfabric.errors import UserError
 from tokenfabric.registers import State
 
@@ -232,12 +232,20 @@ class Board:
     """A board with our bitstream: ``with Board("tokenfabric.bit") as board:``
 
     bitfile: the .bit; its .hwh stands beside it. download: program the board (False: it is already
-    programmed, by this file). device: a ``pynq.Device``, by default the active one. ``config`` is
-    the accelerator's, found by its fingerprint. UserError for a missing or wrong bitstream, a map
-    that is not this version's, an accelerator that is busy; DeviceLost if there is no answer.
+    programmed, by this file). device: a ``pynq.Device``, by default the active one. preset: of the
+    accelerator, if it is not one of ours; ``config`` is found by the fingerprint. UserError for a
+    missing or wrong bitstream, a map that is not this version's, an accelerator that is busy;
+    DeviceLost if there is no answer.
     """
 
-    def __init__(self, bitfile: str | Path, *, download: bool = True, device: Any = None):
+    def __init__(
+        self,
+        bitfile: str | Path,
+        *,
+        download: bool = True,
+        device: Any = None,
+        preset: str | None = None,
+    ):
         path = Path(bitfile)
         for file in (path, path.with_suffix(".hwh")):
             if not file.is_file():
@@ -246,6 +254,7 @@ class Board:
         self.remote = bool(device.capabilities.get("REMOTE"))
         self.name = f"the board at {device.ip_addr}" if self.remote else "this board"
         self._call = Caller(self.name) if self.remote else _here
+        self.title = str(device.name)  # a virtual one says that it is
         self._device: RegisterDevice | None = None
         if self.remote:  # else pynq keeps files beside its own code, shared by all boards
             device.gen_cache = lambda *_, **__: None
@@ -253,7 +262,7 @@ class Board:
         self.ip = self._find(path)
         self._check_map(path)
         self._read = lambda name: int(self._call(self.ip.read, registers.offset(name)))
-        self.config = self._identify()
+        self.config = self._identify(preset)
         atexit.register(self.close)
 
     def _find(self, path: Path) -> Any:
@@ -275,7 +284,7 @@ class Board:
                     "is, delete pynq/pl_server/_current_metadata.pkl"
                 )
 
-    def _identify(self) -> FabricConfig:
+    def _identify(self, name: str | None) -> FabricConfig:
         found = f"{self._read('FINGERPRINT_HI') << 32 | self._read('FINGERPRINT_LO'):016x}"
         if self._read("IDENT") != registers.IDENT:
             raise UserError(
@@ -283,12 +292,12 @@ class Board:
             )
         if self._read("STATUS") == State.RUNNING:
             raise UserError("the accelerator is at work for another program; wait for its end")
-        for config in PRESETS.values():
+        for config in PRESETS.values() if name is None else [preset(name)]:
             if config.fingerprint == found:
                 return config
         raise UserError(
-            f"the accelerator's fingerprint is {found}, none of this version's presets; build the "
-            "bitstream with the version of tokenfabric that you run"
+            f"the accelerator's fingerprint is {found}, not that of {name or 'any preset'}; build "
+            "the bitstream with the version of tokenfabric that you run, or name its preset file"
         )
 
     def device(self, image: Image, dumped_logits: int = 0) -> RegisterDevice:

@@ -81,7 +81,7 @@ BAD = {
     "seed": ("generate x --seed -1", "--seed: '-1' is not an integer from 0"),
     "preset": ("generate x --model m.tfm --on golden --preset pynq", "no preset 'pynq'; there"),
     "device": ("generate x --on gpu", "--on gpu: no such device; use one of: golden, "),
-    "board": ("generate x --on board", "no driver for the board yet; use one of: golden"),
+    "board": ("generate x --on board", "--on board and --bitstream FILE go together"),
     "context": ("generate x --model m.tfm --on golden --context 65", "context 65 does not fit"),
     "waves": ("generate x --on golden --waves w.vcd", "use --on verilator"),
     "no such model": ("generate x --model nix.tfm", "nix.tfm: no such file"),

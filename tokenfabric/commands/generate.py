@@ -1,4 +1,4 @@
-"""Generate text on a simulated accelerator (or, one day, on the board)."""
+"""Generate text on a simulated accelerator or on a board."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="FILE", help="of a checkpoint that does not bring its own")
     add_preset(parser, default=None)
     add("--on", default="verilator", metavar="DEVICE", help="golden, pysim, verilator or board")
+    add("--bitstream", metavar="FILE", help="the .bit of --on board; its .hwh lies beside it")
     add("-n", dest="count", type=integer(1, MAX_COUNT), default=64, help="tokens (default: 64)")
     add("--context", type=integer(1, MAX_COUNT), metavar="T", help="positions to make room for")
     add("--temperature", type=real(0, 100), default=0.0, metavar="T", help="0: most likely token")
@@ -60,11 +61,15 @@ def run(args: argparse.Namespace) -> int:
 
     _check(args)
     path = Path(args.model) if args.model else shipped_model()
-    with Progress() as progress:
-        cfg, image = load_image(path, args.tokenizer, args.preset, args.context, progress)
+    with Progress() as progress, _board(args) as board:
+        accelerator = args.preset if board is None else board.config
+        cfg, image = load_image(path, args.tokenizer, accelerator, args.context, progress)
         check_prompt(image, tokenizer_of(image.tokenizer, path).encode(args.prompt))
-        size = image.memory(max(image.rows, min(args.count, image.context)))
-        with _device(args, cfg, size, progress) as device, _recorded(args, cfg, device) as driven:
+        dumped = max(image.rows, min(args.count, image.context))
+        size = image.memory(dumped)
+        simulated = _device(args, cfg, size, progress)
+        there = simulated if board is None else nullcontext(board.device(image, dumped))
+        with there as device, _recorded(args, cfg, device, board) as driven:
             llm = LLM(driven, image, dump=args.verify, deadline=DEADLINE, progress=progress)
             generation = _stream(args, llm, progress)
             difference = None
@@ -85,17 +90,24 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     from tokenfabric.sim.devices import DEVICES
 
-    if args.on == "board":
-        raise UserError(
-            f"--on board: there is no driver for the board yet; use one of: {', '.join(DEVICES)}"
-        )
-    if args.on not in DEVICES:
-        raise UserError(f"--on {args.on}: no such device; use one of: {', '.join(DEVICES)}")
+    if (args.on == "board") != (args.bitstream is not None):
+        raise UserError("--on board and --bitstream FILE go together; give both or neither")
+    if args.on not in (*DEVICES, "board"):
+        raise UserError(f"--on {args.on}: no such device; use one of: {', '.join(DEVICES)}, board")
     if args.waves is not None and args.on != "verilator":
         raise UserError(f"--waves: {args.on} writes no waveforms; use --on verilator")
     check_output(args.json)
     check_output(args.waves)
     check_output(args.record)
+
+
+def _board(args: argparse.Namespace) -> Any:
+    """The board, if it is to be used."""
+    if args.bitstream is None:
+        return nullcontext()
+    from tokenfabric.host.pynq_device import Board
+
+    return Board(args.bitstream, preset=args.preset)
 
 
 @contextmanager
@@ -124,15 +136,14 @@ def _device(
         part.unlink(missing_ok=True)
 
 
-def _recorded(args: argparse.Namespace, cfg: FabricConfig, device: Any) -> Any:
+def _recorded(args: argparse.Namespace, cfg: FabricConfig, device: Any, board: Any) -> Any:
     """The device, with a Recorder around it if asked for."""
     from tokenfabric.host.record import Recorder
 
     if args.record is None:
         return nullcontext(device)
-    return Recorder(
-        device, args.record, preset=cfg.name, made_by=f"simulation ({args.on}), no board"
-    )
+    made_by = f"simulation ({args.on}), no board" if board is None else f"the board {board.title}"
+    return Recorder(device, args.record, preset=cfg.name, made_by=made_by)
 
 
 def _stream(args: argparse.Namespace, llm: LLM, progress: Progress) -> Generation:

@@ -102,12 +102,12 @@ def _sources() -> list[bytes]:
 def load_image(
     path: Path,
     tokenizer: str | None,
-    preset_name: str | None,
+    accelerator: str | FabricConfig | None,
     context: int | None,
     progress: Progress,
     slots: int = 1,
 ) -> tuple[FabricConfig, Image]:
-    """An image for a preset: read, or compiled from what ``path`` is."""
+    """An image for an accelerator (or the preset of that name): read, or compiled now."""
     from tokenfabric.config import preset
     from tokenfabric.host.compile import compile_model
     from tokenfabric.host.image import Image
@@ -117,8 +117,10 @@ def load_image(
             option = "--tokenizer" if tokenizer is not None else "--context"
             raise UserError(f"{path}: an image is compiled already; leave out {option}")
         image = Image.read(path)
-        return preset(preset_name or image.preset), image
-    cfg = preset(preset_name or "pynq-z2")
+        accelerator = accelerator or image.preset
+        return preset(accelerator) if isinstance(accelerator, str) else accelerator, image
+    accelerator = accelerator or "pynq-z2"
+    cfg = preset(accelerator) if isinstance(accelerator, str) else accelerator
     model = load_model(path, tokenizer, progress)
 
     def compiling(done: int, total: int) -> None:
