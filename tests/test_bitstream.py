@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 from amaranth.hdl import Value
 from amaranth.lib.wiring import Out
+from tokenfabric.host.handoff import handoff
 from tokenfabric.rtl.top import Top
 from tokenfabric.rtl.verilog import run_yosys
 from tokenfabric.rtl.vivado import build_files
@@ -305,6 +306,47 @@ def test_the_script_builds_the_design(board, cfg, board_files, tmp_path, vivado,
     assert (report["dsp"], report["uram"], report["vivado"]) == (174, None, "2024.2")
     assert report["clock_mhz"] == cfg.clock_mhz
     assert "tokenfabric:" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("board", "cfg"), CASES, ids=IDS)
+def test_the_virtual_boards_handoff_shows_the_same_design(board, cfg, tmp_path, vivado):
+    """Name, type, address, range, interface, registers, clock: what drivers go by."""
+    _, folder = built(board, cfg, tmp_path)
+    model, spec = vivado(), BOARDS[board]
+    model.run(folder / "build.tcl")
+    root = ET.fromstring(handoff(spec, cfg))
+    own = root.find(f".//MODULE[@VLNV='{VLNV}']")
+    place = root.find(f".//MEMRANGE[@INSTANCE='{own.get('INSTANCE')}']")
+    cell = model.cells[own.get("INSTANCE")]
+    assert cell.vlnv == VLNV
+    segment = f"{place.get('SLAVEBUSINTERFACE')}/{own.find('.//ADDRESSBLOCK').get('NAME')}"
+    assert [segment] == cell.segments
+    segment = f"{own.get('INSTANCE')}/{segment}"
+    low, high = (int(place.get(key), 0) for key in ("BASEVALUE", "HIGHVALUE"))
+    assert model.addresses["ps/Data", segment] == low
+    assert model.ranges[segment] == f"{(high + 1 - low) // 1024}K"
+    processor = root.find(f".//MODULE[@MODTYPE='{model.cells['ps'].kind}']")
+    clocks = [p for p in processor.iter("PARAMETER") if "ACT_F" in p.get("NAME")]
+    given = model.cells["ps"].settings
+    (wanted,) = (v for k, v in given.items() if k.endswith("0_PERIPHERAL_FREQMHZ")
+                 or k.endswith("PL0_REF_CTRL__FREQMHZ"))  # fmt: skip
+    assert float(clocks[0].get("VALUE")) == float(wanted)
+
+    def told(element, key):
+        return element.find(f"PROPERTY[@NAME='{key}']").get("VALUE")
+
+    shown = [
+        (r.get("NAME"), int(told(r, "ADDRESS_OFFSET"), 0), told(r, "ACCESS"),
+         [(f.get("NAME"), told(f, "BIT_OFFSET"), told(f, "BIT_WIDTH")) for f in r.iter("FIELD")])
+        for r in own.iter("REGISTER")
+    ]  # fmt: skip
+    described = [
+        (text_of(r, "name"), int(text_of(r, "addressOffset"), 0), text_of(r, "access"),
+         [(text_of(f, "name"), text_of(f, "bitOffset"), text_of(f, "bitWidth"))
+          for f in elements(r, "field")])
+        for r in elements(component(folder), "memoryMaps/memoryMap/addressBlock/register")
+    ]  # fmt: skip
+    assert shown == described
 
 
 @pytest.mark.parametrize("reached", [{"slack": -0.01}, {"unrouted": 3}])

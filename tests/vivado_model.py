@@ -180,6 +180,7 @@ class Vivado:
         self.links: list[tuple[str, str]] = []  # interfaces
         self.driver: dict[str, str] = {}  # of a pin
         self.addresses: dict[tuple[str, str], int | None] = {}
+        self.ranges: dict[str, str | None] = {}
         self.catalog: dict[str, ET.Element] = {}
         self.properties: dict[tuple[str, str], str] = {}
         self.runs: list[str] = []
@@ -347,6 +348,7 @@ class Vivado:
             raise VivadoError(f"cannot assign {args}")
         offset = options.get("-offset")
         self.addresses[space, segment] = None if offset is None else int(offset, 0)
+        self.ranges[segment] = options.get("-range")
 
     def tcl_validate_bd_design(self):
         for name, cell in self.cells.items():
