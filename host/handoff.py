@@ -8,20 +8,20 @@ virtual board knows it. Layout of the header: Xilinx' .bit format, fields a to e
 
 from __future__ import annotations
 
+from array import array
 from hashlib import sha256
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
-
-import numpy as np
 
 from tokenfabric import registers
 from tokenfabric.boards import INSTANCE, VLNV, BoardSpec
 from tokenfabric.config import FabricConfig
 
-__all__ = ["CONTROL_BYTES", "GPIO_BASE", "bitfile", "design_of", "handoff"]
+__all__ = ["CONTROL_BYTES", "GPIO_BASE", "GPIO_BYTES", "bitfile", "design", "design_of", "handoff"]
 
 CONTROL_BYTES = 0x1000
 GPIO_BASE = 0x2_0000  # after the control port; AMD's self-test wants a register to write to
+GPIO_BYTES = 0x1000
 SYNC = b"TOKENFABRIC DESIGN "
 SOURCE_MHZ = 1000.0  # the I/O PLL, from which the fabric's clock is divided
 
@@ -32,8 +32,8 @@ def divisors(mhz: float) -> tuple[int, int]:
     return next((a, total // a) for a in range(1, 64) if total % a == 0 and total // a < 64)
 
 
-def handoff(spec: BoardSpec, cfg: FabricConfig, *, gpio: bool = False) -> str:
-    """The ``.hwh``. ``gpio``: with an AXI GPIO as well."""
+def handoff(spec: BoardSpec, cfg: FabricConfig) -> str:
+    """The ``.hwh``: the processor, the accelerator and an AXI GPIO."""
     root = Element("EDKSYSTEM", EDWVERSION="1.2", VIVADOVERSION="none")
     SubElement(root, "EXTERNALPORTS")
     modules = SubElement(root, "MODULES")
@@ -43,10 +43,11 @@ def handoff(spec: BoardSpec, cfg: FabricConfig, *, gpio: bool = False) -> str:
         SubElement(parameters, "PARAMETER", NAME=name, VALUE=value)
     _bus(processor, "M_AXI_CONTROL", "MASTER")
     ranges = SubElement(processor, "MEMORYMAP")
-    slaves = [(INSTANCE, VLNV, "s_axi_ctrl", spec.control_base, CONTROL_BYTES)]
-    if gpio:
-        base = spec.control_base + GPIO_BASE
-        slaves.append(("leds_gpio", "xilinx.com:ip:axi_gpio:2.0", "S_AXI", base, 0x1000))
+    gpio = spec.control_base + GPIO_BASE
+    slaves = (
+        (INSTANCE, VLNV, "s_axi_ctrl", spec.control_base, CONTROL_BYTES),
+        ("leds_gpio", "xilinx.com:ip:axi_gpio:2.0", "S_AXI", gpio, GPIO_BYTES),
+    )
     for name, vlnv, port, base, size in slaves:
         SubElement(
             ranges, "MEMRANGE", INSTANCE=name, MEMTYPE="REGISTER",
@@ -135,14 +136,18 @@ def _properties(node: Element, **values: str) -> None:
         SubElement(node, "PROPERTY", NAME=name, VALUE=value)
 
 
-def bitfile(spec: BoardSpec, cfg: FabricConfig, hwh: str) -> bytes:
-    """A ``.bit`` that PYNQ takes and only a virtual board with this accelerator answers to.
+def design(cfg: FabricConfig, hwh: str) -> str:
+    """The name of a design: the accelerator's fingerprint and the hash of the ``.hwh``.
 
-    It holds the hash of the ``.hwh``: PYNQ keeps what it has read of one under the hash of the
-    ``.bit``, so that a new map in an unchanged ``.bit`` would not be seen.
+    The latter because PYNQ keeps what it has read of a ``.hwh`` under the hash of the ``.bit``: a
+    new map beside an unchanged ``.bit`` would not be seen.
     """
-    design = f"{cfg.fingerprint} {sha256(hwh.encode()).hexdigest()}".encode()
-    data = b"\xff" * 32 + SYNC + design + b"\n"
+    return f"{cfg.fingerprint} {sha256(hwh.encode()).hexdigest()}"
+
+
+def bitfile(spec: BoardSpec, cfg: FabricConfig, hwh: str) -> bytes:
+    """A ``.bit`` that PYNQ takes and that only a virtual board with this design answers to."""
+    data = b"\xff" * 32 + SYNC + design(cfg, hwh).encode() + b"\n"
     data += b"\xff" * (-len(data) % 4)
     fields = (f"{INSTANCE};virtual", spec.part, "2000/01/01", "00:00:00")
     head = b"\x00\x09\x0f\xf0\x0f\xf0\x0f\xf0\x0f\xf0\x00\x00\x01"
@@ -152,14 +157,15 @@ def bitfile(spec: BoardSpec, cfg: FabricConfig, hwh: str) -> bytes:
     return head + b"e" + len(data).to_bytes(4, "big") + data
 
 
-def design_of(firmware: bytes) -> str | None:
-    """The fingerprint of the accelerator in what the processor is given, or None.
+def design_of(data: bytes) -> str | None:
+    """The :func:`design` in a ``.bit``, or in the ``.bin`` that PYNQ makes of it; None without one.
 
-    PYNQ turns the bytes of every word round before it hands a ``.bit`` on.
+    In a ``.bin`` the bytes of every word are the other way round.
     """
-    whole = firmware[: len(firmware) // 4 * 4]
-    data = np.frombuffer(whole, ">u4").astype("<u4").tobytes()
-    at = data.find(SYNC)
-    return (
-        None if at < 0 else data[at + len(SYNC) :].split(maxsplit=1)[0].decode("ascii", "replace")
-    )
+    words = array("I", data[: len(data) // 4 * 4])
+    words.byteswap()
+    for text in (data, words.tobytes()):
+        _, found, rest = text.partition(SYNC)
+        if found:
+            return rest.partition(b"\n")[0].decode("ascii", "replace")
+    return None

@@ -7,8 +7,8 @@ process is one board. ``virtual_board`` starts one and waits until it answers.
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import signal
+import json
+import os
 import socket
 import subprocess
 import sys
@@ -27,22 +27,23 @@ from tokenfabric.sim.board_model import BoardFault, BoardModel
 from tokenfabric.boards import BoardSpec
 from tokenfabric.config import FabricConfig
 from tokenfabric.errors import UserError
+from tokenfabric.files import write_file
 
 __all__ = ["PORT", "VirtualBoard", "serve", "virtual_board", "write_design"]
 
 PORT = 7967  # the one that PYNQ dials
 CHUNK = 4_000 << 10  # of an answer: gRPC's limit is 4 MiB
-START_SECONDS = 300.0  # the first time the simulator must be built
+START_SECONDS = 1800.0  # the first time the simulator must be built
 
 
 def write_design(folder: Path, spec: BoardSpec, cfg: FabricConfig) -> Path:
     """The ``.bit`` and ``.hwh`` of the virtual board; the path of the first."""
-    hwh = handoff(spec, cfg, gpio=True)
+    hwh = handoff(spec, cfg)
     # The name has the fingerprint: PYNQ sends no file whose name the board already has.
     path = folder / f"tokenfabric-{spec.name}-{cfg.fingerprint}.bit"
     folder.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".hwh").write_text(hwh, encoding="utf-8")
-    path.write_bytes(bitfile(spec, cfg, hwh))
+    write_file(path.with_suffix(".hwh"), [hwh.encode()])
+    write_file(path, [bitfile(spec, cfg, hwh)])
     return path
 
 
@@ -93,7 +94,7 @@ def _services(board: BoardModel, server: Any) -> None:
         for at in range(0, max(len(data), 1), CHUNK):
             yield device.ReadFileResponse(data=data[at : at + CHUNK])
 
-    def write_file(self: Any, requests: Any, context: Any) -> Any:
+    def put_file(self: Any, requests: Any, context: Any) -> Any:
         parts = [(request.file_path, request.data) for request in requests]
         try:
             board.write_file(parts[0][0] if parts else "", b"".join(data for _, data in parts))
@@ -102,7 +103,7 @@ def _services(board: BoardModel, server: Any) -> None:
         return device.WriteFileResponse()
 
     class Device(m["remote_device_grpc"].RemoteDeviceServicer):
-        readfile, writefile = read_file, write_file
+        readfile, writefile = read_file, put_file
 
         def existsfile(self, request: Any, context: Any) -> Any:
             return device.ExistsFileResponse(exists=board.exists(request.file_path))
@@ -177,35 +178,42 @@ def _services(board: BoardModel, server: Any) -> None:
 def serve(board: BoardModel, address: str) -> Iterator[None]:
     """Answers at ``host:port`` or ``unix:path``, as gRPC writes it, for as long as the block lasts.
 
-    UserError if the address is taken.
+    UserError if that is not possible. A Unix socket is for this user only.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are ours to tell
     import grpc
 
-    path = address.removeprefix("unix:") if address.startswith("unix:") else None
+    path = Path(address[5:]) if address.startswith("unix:") else None
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"--listen {address}: there is no folder {path.parent}; make it")
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
     _services(board, server)
+    mask = os.umask(0o077)
     try:
-        taken = path is not None and _answers(path)
-        if taken or not server.add_insecure_port(address):
+        if path is not None and _answers(path):
             raise RuntimeError
+        server.add_insecure_port(address)
     except RuntimeError:
         raise UserError(
-            f"{address}: cannot be listened at, another board may; give another --listen"
+            f"--listen {address}: is taken, perhaps by another board, or is not an address of this "
+            "machine; give another"
         ) from None
+    finally:
+        os.umask(mask)
     server.start()
     try:
         yield
     finally:
         server.stop(0).wait()
         if path is not None:
-            Path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
-def _answers(path: str) -> bool:
+def _answers(path: Path) -> bool:
     """Somebody listens at a Unix socket; gRPC would take it away from him."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
-            probe.connect(path)
+            probe.connect(str(path))
         except OSError:
             return False
         return True
@@ -229,32 +237,49 @@ class VirtualBoard:
 
 
 @contextmanager
-def virtual_board(name: str, *options: str, python: str = sys.executable) -> Iterator[VirtualBoard]:
-    """``tokenfabric board NAME OPTIONS`` on a socket of its own, until the block ends."""
-    folder = Path(tempfile.mkdtemp(prefix="tokenfabric-board-"))
-    command = [python, "-m", "tokenfabric", "board", name, "--listen", f"unix:{folder}/board"]
-    command += ["--write-design", str(folder), *options]
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        end = time.monotonic() + START_SECONDS
-        while not _answers(f"{folder}/board:{PORT}"):
-            if process.poll() is not None:
-                assert process.stderr is not None
-                raise UserError(process.stderr.read().strip() or "the virtual board did not start")
-            if time.monotonic() > end:
-                raise UserError(f"the virtual board did not start within {START_SECONDS:g} s")
-            time.sleep(0.05)
-        yield VirtualBoard(process, f"unix:{folder}/board", next(folder.glob("*.bit")))
-    finally:
-        process.send_signal(signal.SIGINT)
+def virtual_board(
+    name: str,
+    *,
+    preset: str | None = None,
+    memory_mib: int = 256,
+    listen: str | None = None,
+    python: str = sys.executable,
+) -> Iterator[VirtualBoard]:
+    """``tokenfabric board`` until the block ends, on a socket of its own or at ``listen``.
+
+    python: an interpreter that has what the server needs. UserError if it does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="tokenfabric-board-") as folder:
+        ready, log = Path(folder, "ready.json"), Path(folder, "log")
+        command = [python, "-m", "tokenfabric", "board", name, f"--memory={memory_mib}"]
+        command += [f"--write-design={folder}", f"--json={ready}"]
+        command += [f"--listen={listen or f'unix:{folder}/board'}"]
+        command += [f"--preset={preset}"] if preset else []
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
         try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
-        shutil.rmtree(folder, ignore_errors=True)
+            _wait_for(ready, process, log)
+            told = json.loads(ready.read_text(encoding="utf-8"))
+            yield VirtualBoard(process, told["address"], Path(told["bitfile"]))
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_for(ready: Path, process: subprocess.Popen, log: Path) -> None:
+    """Until the server has written ``ready``, which it does when it answers."""
+    end = time.monotonic() + START_SECONDS
+    while not ready.exists():
+        if process.poll() is not None:
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            why = lines[-1].removeprefix("tokenfabric: error: ") if lines else "it ended"
+            raise UserError(f"the virtual board did not start: {why}")
+        if time.monotonic() > end:
+            raise UserError(f"the virtual board did not start within {START_SECONDS:g} s")
+        time.sleep(0.05)

@@ -8,13 +8,24 @@ one finds what he would find on a board.
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tokenfabric.host.handoff import CONTROL_BYTES, GPIO_BASE, SOURCE_MHZ, design_of, divisors
+from tokenfabric.host.handoff import (
+    CONTROL_BYTES,
+    GPIO_BASE,
+    GPIO_BYTES,
+    SOURCE_MHZ,
+    design,
+    design_of,
+    divisors,
+    handoff,
+)
+from tokenfabric.sim.axi_monitor import SimulationError
 
 from tokenfabric import registers
 from tokenfabric.boards import BoardSpec
@@ -25,10 +36,11 @@ __all__ = ["CMA_BASE", "BoardFault", "BoardModel"]
 
 PAGE = 4096
 CMA_BASE = 0x1000_0000
-SLICE_CYCLES = 4_000  # simulated at a time while a run is under way: others may come in between
+SLICE_SECONDS = 0.002  # simulated at a time while a run is under way: others come in between
 FIRMWARE = "/lib/firmware/"
 MANAGER = "/sys/class/fpga_manager/fpga0/"
-FAULTS = "/sys/kernel/debug/tokenfabric"
+FAULTS = "/sys/kernel/debug/tokenfabric"  # for tests; what is written there goes to VerilatedTop
+FAULT_VALUES = {"fail_read": (int,), "stick": (int, int), "throttle": (int, float)}
 PS_REGISTERS = range(0xF800_0000, 1 << 32)
 
 
@@ -49,21 +61,23 @@ class Fabric:
 
     def __init__(self, top: Any):
         self.top = top
-        self._lock = threading.Condition()
-        self._waiting = 0  # accesses that want the lock
-        self._running = self._closed = False
+        self._turn, self._lock = threading.Lock(), threading.Lock()
+        self._awake = threading.Event()  # a run is under way, or the end has come
+        self._closed = False
+        self._cycles = 1_000  # of a slice
         self._thread = threading.Thread(target=self._simulate, daemon=True, name="fabric")
         self._thread.start()
 
-    def access(self, function: Callable, *arguments: int) -> Any:
-        """``function`` of the simulation, between two slices of time."""
-        self._waiting += 1
-        with self._lock:
-            self._waiting -= 1
-            try:
-                return function(*arguments)
-            finally:
-                self._lock.notify_all()
+    def access(self, function: Callable, *arguments: Any) -> Any:
+        """``function`` of the simulation, between two slices of time; BoardFault if it fails."""
+        with self._turn:  # who waits here is next: a thread that simulates cannot get in between
+            self._lock.acquire()
+        try:
+            return function(*arguments)
+        except SimulationError as error:
+            raise BoardFault(f"bus error: {error}") from error
+        finally:
+            self._lock.release()
 
     def read(self, offset: int) -> int:
         return self.access(self.top.read32, offset)
@@ -73,33 +87,50 @@ class Fabric:
 
     def _write(self, offset: int, value: int) -> None:
         self.top.write32(offset, value)
-        self._running = self._is_running()
+        if offset == registers.offset("CONTROL"):
+            self._look()
 
-    def _is_running(self) -> bool:
-        return self.top.read32(registers.offset("STATUS")) == State.RUNNING
+    def _look(self) -> None:
+        """Go on as long as the accelerator is at work."""
+        if self.top.read32(registers.offset("STATUS")) == State.RUNNING:
+            self._awake.set()
+        else:
+            self._awake.clear()
 
     def reset(self) -> None:
+        """Everything in the fabric as after programming; the memory keeps what it has."""
         self.access(self._reset)
 
     def _reset(self) -> None:
         self.top.reset()
-        self._running = False
+        self._awake.clear()
 
     def _simulate(self) -> None:
-        while not self._closed:
-            with self._lock:
-                self._lock.wait_for(lambda: (self._running and not self._waiting) or self._closed)
-                if not self._closed:
-                    self.top.run(SLICE_CYCLES, until_idle=False)
-                    self._running = self._is_running()
+        while self._awake.wait() and not self._closed:
+            try:
+                self.access(self._slice)
+            except BoardFault:  # every access from now on says so
+                self._awake.clear()
+
+    def _slice(self) -> None:
+        """As many cycles as take SLICE_SECONDS."""
+        if self._closed:
+            return
+        start = time.perf_counter()
+        self.top.run(self._cycles, until_idle=False)
+        speed = self._cycles / (time.perf_counter() - start)
+        self._cycles = min(max(100, round(speed * SLICE_SECONDS)), 2 * self._cycles)
+        self._look()
 
     def close(self) -> None:
         """Ends the simulation."""
-        with self._lock:
-            self._closed = True
-            self._lock.notify_all()
+        self.access(self._end)
         self._thread.join()
         self.top.close()
+
+    def _end(self) -> None:
+        self._closed = True
+        self._awake.set()
 
 
 class BoardModel:
@@ -110,10 +141,11 @@ class BoardModel:
     """
 
     def __init__(self, spec: BoardSpec, cfg: FabricConfig, top: Any):
-        self.spec, self.cfg = spec, cfg
+        self.spec = spec
+        self.design = design(cfg, handoff(spec, cfg))
         self.fabric = Fabric(top)
         self.memory, self.base = top.memory, top.base
-        self.programmed = False
+        self.programmed: str | None = None  # the design that the fabric holds
         self._lock = threading.Lock()
         self._windows: dict[str, tuple[int, int]] = {}
         self._buffers: dict[str, Buffer] = {}
@@ -137,30 +169,35 @@ class BoardModel:
             total = self.memory.size >> 10
             used = sum(buffer.cpu.size for buffer in list(self._buffers.values())) >> 10
             return f"CmaTotal: {total} kB\nCmaFree: {total - used} kB\n".encode()
+        return self._file(path)
+
+    def _file(self, path: str) -> bytes:
         if path not in self._files:
             raise BoardFault(f"{path}: no such file")
         return self._files[path]
 
     def write_file(self, path: str, data: bytes) -> None:
-        self._files[path] = data
         if path == MANAGER + "firmware":
-            # A real board keeps the file, and PYNQ does not send one of the same name again.
-            self._program(self._files.pop(FIRMWARE + data.decode("ascii", "replace").strip(), b""))
+            self._program(FIRMWARE + data.decode("ascii", "replace").strip())
         elif path == FAULTS:
-            self._fault(data.decode("ascii", "replace").split())
+            self._fault(data.decode("ascii", "replace"))
+        self._files[path] = data
 
-    def _program(self, firmware: bytes) -> None:
+    def _program(self, path: str) -> None:
         """The fabric is what the firmware says; nothing answers if it is another design."""
-        self.programmed = design_of(firmware) == self.cfg.fingerprint
+        self.programmed = design_of(self._file(path))
+        # A real board keeps the file, and PYNQ does not send one of the same name again.
+        del self._files[path]
         self.fabric.reset()
 
-    def _fault(self, words: list[str]) -> None:
-        """For tests: "fail_read 5", "stick 0 1", "throttle 7 0.5", as of ``VerilatedTop``."""
-        name, *numbers = words or [""]
-        if name not in ("fail_read", "stick", "throttle"):
-            raise BoardFault(f"{FAULTS}: no fault {name!r}")
-        values = [float(n) if "." in n else int(n) for n in numbers]
-        self.fabric.access(getattr(self.fabric.top, name), *values)
+    def _fault(self, text: str) -> None:
+        """One of FAULT_VALUES and its numbers: "fail_read 5", "stick 0 1", "throttle 7 0.5"."""
+        name, *numbers = text.split() or [""]
+        try:
+            values = [kind(n) for kind, n in zip(FAULT_VALUES[name], numbers, strict=True)]
+            self.fabric.access(getattr(self.fabric.top, name), *values)
+        except (LookupError, ValueError):
+            raise BoardFault(f"{FAULTS}: no fault {text!r}") from None
 
     # --- registers -----------------------------------------------------------------------------
 
@@ -172,32 +209,40 @@ class BoardModel:
         return name
 
     def read(self, window: str, offset: int) -> int:
-        address = self._address(window, offset)
-        control = address - self.spec.control_base
-        if self.programmed and 0 <= control < CONTROL_BYTES:
-            return self.fabric.read(control)
-        if self.programmed and 0 <= control - GPIO_BASE < 0x1000:
-            return self._gpio.get(address, 0)
-        if address in PS_REGISTERS:
-            return self._registers.get(address, 0)
-        raise BoardFault(f"bus error: nothing answers at {address:#x}")
+        place, at = self._decode(window, offset)
+        return self.fabric.read(at) if place is None else place.get(at, 0)
 
     def write(self, window: str, offset: int, value: int) -> None:
-        address = self._address(window, offset)
-        control = address - self.spec.control_base
-        if self.programmed and 0 <= control < CONTROL_BYTES:
-            self.fabric.write(control, value)
-        elif self.programmed and 0 <= control - GPIO_BASE < 0x1000:
-            self._gpio[address] = value
-        elif address in PS_REGISTERS:
-            self._registers[address] = value
+        place, at = self._decode(window, offset)
+        if place is None:
+            self.fabric.write(at, value)
         else:
-            raise BoardFault(f"bus error: nothing answers at {address:#x}")
+            place[at] = value
+
+    def _decode(self, window: str, offset: int) -> tuple[dict[int, int] | None, int]:
+        """What answers there, None for the accelerator, and where in it."""
+        address = self._address(window, offset)
+        if address in PS_REGISTERS:
+            return self._registers, address
+        if self.programmed == self.design:
+            control = address - self.spec.control_base
+            if 0 <= control < CONTROL_BYTES:
+                return None, control
+            if 0 <= control - GPIO_BASE < GPIO_BYTES:
+                return self._gpio, control
+            why = ""
+        elif self.programmed is None:
+            why = "; the fabric is empty, load a bitstream"
+        else:
+            why = "; the bitstream is for another board or accelerator than this one"
+        raise BoardFault(f"bus error: nothing answers at {address:#x}{why}")
 
     def _address(self, window: str, offset: int) -> int:
         found = self._windows.get(window)
         if found is None:
-            raise BoardFault("no such window; the server has been started anew")
+            raise BoardFault(
+                "no such window; the board has been started anew, load the overlay again"
+            )
         base, length = found
         if offset % 4 or not 0 <= offset <= length - 4:
             raise BoardFault(f"offset {offset:#x} is not a word of a window of {length:#x} bytes")
@@ -215,7 +260,7 @@ class BoardModel:
                     break
                 at = buffer.address - self.base + -(-buffer.cpu.size // PAGE) * PAGE
             if size <= 0 or at + whole > self.memory.size:
-                raise BoardFault(f"no {size} bytes of contiguous memory left")
+                raise BoardFault(f"no {size} bytes of contiguous memory left in the CMA area")
             name = uuid.uuid4().hex
             cpu = self.memory[at : at + size].copy()
             self._buffers[name] = Buffer(self.base + at, cpu)
@@ -225,7 +270,9 @@ class BoardModel:
         """The buffer of that name."""
         found = self._buffers.get(name)
         if found is None:
-            raise BoardFault("no such buffer; it has been freed, or the server started anew")
+            raise BoardFault(
+                "no such buffer: not allocated, or freed, or the board was started anew"
+            )
         return found
 
     def free(self, name: str) -> None:

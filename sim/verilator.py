@@ -302,6 +302,8 @@ class VerilatedTop:
 
     def stick(self, port: int, stuck: bool = True) -> None:
         """From now on port ``port`` takes no address and no data to write, until unstuck."""
+        if not 0 <= port < self.ports:
+            raise ValueError(f"port {port} of {self.ports}")
         self._lib.tf_stick(self._live(), port, stuck)
 
     def trace(self, path: Path | str | None) -> None:

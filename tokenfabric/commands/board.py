@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--listen",
         metavar="ADDRESS",
         default="127.0.0.1",
-        help="127.x.y.z, 127.x.y.z:PORT or unix:PATH (default: 127.0.0.1)",
+        help="127.x.y.z[:PORT] or unix:PATH (default: 127.0.0.1, port 7967); for several boards "
+        "at once: 127.0.0.2, ...",
     )
     add(
         "--memory",
@@ -48,15 +49,15 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.json)
     spec = board(args.board)
     cfg = preset(args.preset or spec.preset)
-    dial, address = _address(args.listen, args.open_to_all)
+    dial, address, how = _address(args.listen, args.open_to_all)
     with ExitStack() as stack:
         folder = args.write_design or stack.enter_context(
             tempfile.TemporaryDirectory(prefix="tokenfabric-design-")
         )
         model = _model(spec, cfg, args.memory * MIB)
         stack.callback(model.close)
-        stack.enter_context(serve(model, address))
         bitfile = write_design(Path(folder), spec, cfg)
+        stack.enter_context(serve(model, address))
         result = {
             "board": spec.name,
             "preset": cfg.name,
@@ -66,10 +67,12 @@ def run(args: argparse.Namespace) -> int:
         }
         print_table(
             [
-                ("board", f"{spec.title}, virtual", ""),
-                ("accelerator", cfg.name, f"fingerprint {cfg.fingerprint}"),
-                ("bitstream", str(bitfile), ""),
-                ("to use it", f"export PYNQ_REMOTE_DEVICES={dial}", "before Python starts"),
+                ("board", "", f"{spec.title}, virtual"),
+                ("accelerator", "", f"{cfg.name}, fingerprint {cfg.fingerprint}"),
+                ("memory", "", f"{args.memory} MiB"),
+                ("bitstream", "", str(bitfile.resolve())),
+                ("listens at", "", address),
+                ("to use it", "", how),
             ],
             args.json,
         )
@@ -88,21 +91,28 @@ def _model(spec: Any, cfg: Any, memory: int) -> Any:
     return BoardModel(spec, cfg, top)
 
 
-def _address(listen: str, open_to_all: bool) -> tuple[str, str]:
-    """What to dial, and what to listen at. PYNQ appends its port to what it is given."""
+def _address(listen: str, open_to_all: bool) -> tuple[str, str, str]:
+    """What to dial, what to listen at, how to say so to PYNQ, which appends its port by itself."""
     from tokenfabric.sim.board import PORT
 
+    variable = "export PYNQ_REMOTE_DEVICES="
     if listen.startswith("unix:"):
-        return listen, f"{listen}:{PORT}"
+        path = Path(listen[5:]).resolve()
+        return f"unix:{path}", f"unix:{path}:{PORT}", f"{variable}unix:{path}"
     host, _, port = listen.partition(":")
     try:
-        loopback = ipaddress.ip_address(host).is_loopback
-        number = int(port or PORT)
-    except ValueError:
-        raise UserError(f"--listen {listen}: is neither an IP address nor unix:PATH") from None
+        loopback = ipaddress.IPv4Address(host).is_loopback
+        number = integer(1, 65535)(port or str(PORT))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise UserError(
+            f"--listen {listen}: is neither an IPv4 address, with :PORT or without, nor unix:PATH; "
+            "give one of them"
+        ) from None
     if not loopback and not open_to_all:
         raise UserError(
             f"--listen {listen}: others could reach it, and it asks nobody who he is; give a "
             "loopback address, or --open-to-all in a network that you trust"
         )
-    return host, f"{host}:{number}"
+    if number == PORT:
+        return host, f"{host}:{number}", variable + host
+    return host, f"{host}:{number}", f"RemoteDevice(ip_addr={host!r}, port={number})"
