@@ -1,9 +1,12 @@
-# make demo    a story, told by the simulated accelerator and checked bit by bit
-# make test    all tests        make lint    style and types
-# make model   train the shipped model again (about 15 minutes)
-# make clean   remove what was built; make distclean removes .venv, too
+# make demo        a story, told by the simulated accelerator and checked bit by bit
+# make demo-board  the same through PYNQ and a virtual board
+# make test        all tests        make lint    style and types
+# make test-board  the tests with PYNQ, 3.1 and 4.0, against virtual boards
+# make model       train the shipped model again (about 15 minutes)
+# make clean       remove what was built; make distclean removes .venv, too
 #
-# Everything is installed into .venv, with the versions of requirements.lock.
+# Everything is installed into .venv, with the versions of requirements.lock; what needs PYNQ into
+# .venv-pynq4 and .venv-pynq3, because it needs older packages than the rest.
 
 PYTHON ?= python3
 PROMPT ?= Once upon a time
@@ -17,7 +20,7 @@ TYPES := build/types/tokenfabric
 
 export PROMPT
 
-.PHONY: demo test lint model clean distclean
+.PHONY: demo demo-board test test-board lint model clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -25,6 +28,11 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+# PYNQ 4.0 drives the UltraScale+ boards, 3.1 those with a Zynq-7000.
+test-board: .venv-pynq4/.done .venv-pynq3/.done
+	.venv-pynq4/bin/python -m pytest -q tests/board $(ARGS)
+	.venv-pynq3/bin/python -m pytest -q tests/board $(ARGS)
 
 # mypy does not follow the package-dir mapping of an editable install: it gets a tree of links.
 lint: $(VENV)/.dev
@@ -44,7 +52,17 @@ clean:
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-pynq4 .venv-pynq3
+
+.venv-pynq%/.done: pyproject.toml requirements-pynq%.lock
+	@.ci/system $(PYTHON)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 13) and "PYNQ needs numpy 1, so \
+	Python 3.10 to 3.12; name one with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv-pynq$*
+	@echo "installing PYNQ $* into .venv-pynq$*"
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 .venv-pynq$*/bin/python -m pip install --quiet \
+		-c requirements-pynq$*.lock -e '.[pynq$*]'
+	@touch $@
 
 $(BIN)/python:
 	@.ci/system $(PYTHON)

@@ -231,26 +231,26 @@ def _wait(interrupt: Any, loop: Any) -> bool:
 class Board:
     """A board with our bitstream: ``with Board("tokenfabric.bit") as board:``
 
-    bitfile: the .bit; its .hwh stands beside it. download: program the board (False: it is already
-    programmed, by this file). device: a ``pynq.Device``, by default the active one. preset: of the
-    accelerator, if it is not one of ours; ``config`` is found by the fingerprint. UserError for a
-    missing or wrong bitstream, a map that is not this version's, an accelerator that is busy;
-    DeviceLost if there is no answer.
+    bitfile: the .bit; its .hwh stands beside it. address: of a remote board, as it would stand in
+    PYNQ_REMOTE_DEVICES; by default the board that PYNQ finds. download: program the board (False:
+    it is already programmed, by this file). preset: of the accelerator, if it is not one of ours;
+    ``config`` is found by the fingerprint. UserError for no board, a missing or wrong bitstream, a
+    map that is not this version's, an accelerator that is busy; DeviceLost if the board is gone.
     """
 
     def __init__(
         self,
         bitfile: str | Path,
         *,
+        address: str | None = None,
         download: bool = True,
-        device: Any = None,
         preset: str | None = None,
     ):
         path = Path(bitfile)
         for file in (path, path.with_suffix(".hwh")):
             if not file.is_file():
                 raise UserError(f"{file}: no such file; build it with 'tokenfabric bitstream'")
-        device = device or _active_device()
+        device = _find_device(address)
         self.remote = bool(device.capabilities.get("REMOTE"))
         self.name = f"the board at {device.ip_addr}" if self.remote else "this board"
         self._call = Caller(self.name) if self.remote else _here
@@ -258,12 +258,28 @@ class Board:
         self._device: RegisterDevice | None = None
         if self.remote:  # else pynq keeps files beside its own code, shared by all boards
             device.gen_cache = lambda *_, **__: None
-        self.overlay = self._call(lambda: pynq.Overlay(str(path), download=download, device=device))
+        self.overlay = self._load(path, download, device)
         self.ip = self._find(path)
         self._check_map(path)
         self._read = lambda name: int(self._call(self.ip.read, registers.offset(name)))
         self.config = self._identify(preset)
         atexit.register(self.close)
+
+    def _load(self, path: Path, download: bool, device: Any) -> Any:
+        """The overlay. What pynq raises says little; whether the board is gone is asked again."""
+
+        def attempt() -> tuple[Any, Exception | None]:
+            try:
+                return pynq.Overlay(str(path), download=download, device=device), None
+            except Exception as error:
+                return None, error
+
+        overlay, error = self._call(attempt)
+        if error is None:
+            return overlay
+        if self.remote:
+            self._call(device.exists_file, "/proc/version")
+        raise UserError(f"{path}: PYNQ cannot load it ({_reason(error)}); build it again")
 
     def _find(self, path: Path) -> Any:
         kinds = {name: entry["type"] for name, entry in self.overlay.ip_dict.items()}
@@ -337,14 +353,25 @@ class Board:
         self.close()
 
 
-def _active_device() -> Any:
-    """The device that pynq chose; UserError if it found none."""
+def _find_device(address: str | None) -> Any:
+    """The device that pynq shall use from now on; UserError if there is none."""
+    asked = address or os.environ.get("PYNQ_REMOTE_DEVICES")
     try:
-        return pynq.Device.active_device
+        if address is None:
+            device = pynq.Device.active_device
+        else:
+            from pynq.pl_server.remote_device import RemoteDevice
+
+            device = RemoteDevice(0, address)
     except Exception as error:
-        address = os.environ.get("PYNQ_REMOTE_DEVICES")
-        where = f"at {address}" if address else "here (PYNQ_REMOTE_DEVICES is not set)"
+        where = f"at {asked}" if asked else "here (PYNQ_REMOTE_DEVICES is not set)"
         raise UserError(
-            f"no board {where}: {_reason(error)}; start one with 'tokenfabric board kv260', or set "
-            "PYNQ_REMOTE_DEVICES to a board's address before Python starts"
+            f"no board {where}: {_reason(error)}; check its address and that it has started, or "
+            "run one with 'tokenfabric board kv260'"
         ) from None
+    pynq.Device.active_device = device
+    # pynq keeps the clock registers of the first board it met, also when that was started anew.
+    pynq.Clocks.device = device
+    if "_real_instance" in vars(pynq.Clocks):
+        del pynq.Clocks._real_instance
+    return device

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["load", "open_board"]
 
 
-def open_board(bitfile: str | Path, **options: Any) -> Board:
-    """The board that PYNQ finds, with this bitstream: here, or where PYNQ_REMOTE_DEVICES says.
+def open_board(bitfile: str | Path, address: str | None = None, **options: Any) -> Board:
+    """A board with this bitstream: this one, or the remote or virtual one at ``address``.
 
     Options: those of :class:`~tokenfabric.host.pynq_device.Board`. Needs the package ``pynq``.
     """
+    if address is not None and "pynq" not in sys.modules:
+        os.environ["PYNQ_REMOTE_DEVICES"] = address  # read once: a remote board has no interrupts
     from tokenfabric.host.pynq_device import Board
 
-    return Board(bitfile, **options)
+    return Board(bitfile, address=address, **options)
 
 
 def load(
