@@ -261,7 +261,8 @@ class Board:
         self.overlay = self._load(path, download, device)
         self.ip = self._find(path)
         self._check_map(path)
-        self._read = lambda name: int(self._call(self.ip.read, registers.offset(name)))
+        bus = PynqBus(self.ip, (), self._call)
+        self._read = lambda name: bus.read32(registers.offset(name))
         self.config = self._identify(preset)
         atexit.register(self.close)
 

@@ -30,7 +30,7 @@ def board():
     """A virtual board with the tiny accelerator."""
     from tokenfabric.sim.board import virtual_board
 
-    with virtual_board(BOARD, "--preset", "tiny", python=SERVER) as found:
+    with virtual_board(BOARD, preset="tiny", python=SERVER) as found:
         yield found
 
 

@@ -110,7 +110,7 @@ def test_the_real_preset():
 
 def test_two_boards_at_once(board, opened):
     with (
-        virtual_board(BOARD, "--preset", "tiny", python=SERVER) as other,
+        virtual_board(BOARD, preset="tiny", python=SERVER) as other,
         open_board(other.bitfile, other.address) as second,
     ):
         texts = [load(on=b, context=64).generate(PROMPT, max_tokens=6) for b in (opened, second)]
@@ -123,7 +123,7 @@ def test_amds_own_self_test():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     listen = f"127.0.0.1:{port}"
-    with virtual_board(BOARD, "--preset", "tiny", listen=listen, python=SERVER) as board:
+    with virtual_board(BOARD, preset="tiny", listen=listen, python=SERVER) as board:
         command = [sys.executable, "-m", "pynq.remote.selftest", "--ip", "127.0.0.1"]
         command += ["--port", str(port), "--bitstream", str(board.bitfile)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
