@@ -131,7 +131,8 @@ class Supervisor(wiring.Component):
     Members: ``start``, ``stop``, ``reset`` (In: commands); ``stop_steps`` (Out: level);
     ``watchdog`` (In: cycles, 0 never); ``progress`` (In); ``finished`` (In); ``error`` (In: code, 0
     none), ``port`` (In); ``quiet`` (In); ``halt``, ``unit_reset``, ``unit_start`` (Out); ``state``,
-    ``code``, ``code_port``, ``running`` (Out).
+    ``code``, ``code_port``, ``running`` (Out); ``begun`` (Out: the units' state is of this run, and
+    not of the one before because the start still waits, or was given up).
     """
 
     def __init__(self):
@@ -148,6 +149,7 @@ class Supervisor(wiring.Component):
                 "port": In(4),
                 "quiet": In(1),
                 "halt": Out(1),
+                "begun": Out(1),
                 "unit_reset": Out(1),
                 "unit_start": Out(1),
                 "state": Out(3),
@@ -180,6 +182,7 @@ class Supervisor(wiring.Component):
                         self.code.eq(0),
                         self.code_port.eq(0),
                         self.stop_steps.eq(0),
+                        self.begun.eq(0),
                         idle_cycles.eq(0),
                         bites.eq(0),
                     ]
@@ -195,6 +198,7 @@ class Supervisor(wiring.Component):
                 m.next = "START"
             with m.State("START"):
                 m.d.comb += self.unit_start.eq(1)
+                m.d.sync += self.begun.eq(1)
                 m.next = "RUN"
             with m.State("RUN"):
                 with m.If(self.stop):

@@ -457,10 +457,12 @@ class Top(wiring.Component):
             "WATCHDOG": Signal(32, name="watchdog", init=1 << 20),
             "SEEN": Signal(32, name="seen", init=1 << 31),  # nothing has ended yet
         }
-        self._registers(m, bus, supervisor, counters, datapath, written)
+        head = Signal(32)
+        m.d.comb += head.eq(Mux(supervisor.begun, datapath.ring_head, 0))
+        self._registers(m, bus, supervisor, counters, datapath, written, head)
         ended, seen = supervisor.state != registers.State.RUNNING, written["SEEN"]
         m.d.comb += [
-            self.irq.eq((datapath.ring_head != seen[:31]) | (ended & ~seen[31])),
+            self.irq.eq((head != seen[:31]) | (ended & ~seen[31])),
             supervisor.watchdog.eq(written["WATCHDOG"]),
             supervisor.progress.eq(datapath.progress),
             supervisor.finished.eq(datapath.finished),
@@ -480,7 +482,7 @@ class Top(wiring.Component):
         ]
         return m
 
-    def _registers(self, m, bus, supervisor, counters, datapath, written):
+    def _registers(self, m, bus, supervisor, counters, datapath, written, head):
         pc = Signal(32)
         with m.If(supervisor.running):
             m.d.sync += pc.eq(datapath.pc)
@@ -490,7 +492,7 @@ class Top(wiring.Component):
             "PC": pc,
             **written,
             "RING_BASE": datapath.ring_base,
-            "RING_HEAD": datapath.ring_head,
+            "RING_HEAD": head,
             **counters.value,
         }
         fingerprint = int(self.cfg.fingerprint, 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ each_device = pytest.mark.parametrize(
 
 def several(slots: int, context: int | None = None, name: str = "pynq-z2", kind: str = "golden"):
     """A model with room for several sequences, and a device for it."""
-    model, cfg = QModel.random(SMALL, 0), preset(name)
+    model, cfg = QModel.random(replace(SMALL, tied=False), 0), preset(name)  # tied: it repeats
     image = compile_model(model, cfg, context=context, slots=slots)
     return model, image, lambda: make_device(kind, cfg, image.memory(DUMPED))
 
@@ -334,6 +335,26 @@ def test_the_device_works_again_after_an_error(stuck):
     # and so does the session itself, where it was
     if not stuck:
         assert list(session.generate([], 5)) == want[1:]
+
+
+@pytest.mark.verilator
+def test_a_start_that_waits_in_vain_shows_no_tokens_of_the_run_before():
+    model, image, make = several(1, name="tiny", kind="verilator")
+    device = make()
+    device._set("WATCHDOG", 3000)
+    top = device.bus.top
+    stream = Session(device, image).generate(prompt(3), 60)
+    taken = [next(stream) for _ in range(4)]
+    top.stick(0)
+    with pytest.raises(DeviceError, match="WATCHDOG"):
+        taken += list(stream)
+    for _ in range(2):
+        with pytest.raises(DeviceError, match="WATCHDOG"):
+            list(Session(device, image).generate(prompt(5), 6))
+        assert device.poll() == (State.ERROR, 0, Error.WATCHDOG)
+    top.stick(0, False)
+    assert list(Session(device, image).generate(prompt(3), 6)) == greedy(model, prompt(3), 6)
+    assert len(taken) > 3 and taken == greedy(model, prompt(3), len(taken))
 
 
 @pytest.mark.verilator
