@@ -140,9 +140,11 @@ class PynqBus:
         buffer, base = self._call(attempt)
         if buffer is None:
             self.read32(registers.offset("IDENT"))  # DeviceLost if it is not the memory
+            found = self._call(_cma, self._ip.device)
+            there = f" ({found[0]} of {found[1]} MiB are free)" if found else ""
             raise UserError(
-                f"the board has no {size / MIB:.1f} MiB of contiguous memory left"
-                f"{_cma(self._ip.device)}; close what else uses it, or boot with a larger cma="
+                f"the board has no {size / MIB:.1f} MiB of contiguous memory left{there}; close "
+                "what else uses it, or boot with a larger cma="
             )
         self._buffers.append(buffer)
         if base + size > ADDRESS_LIMIT:
@@ -185,8 +187,8 @@ class PynqBus:
                 buffer.freed = True  # or its destructor calls, too
 
 
-def _cma(device: Any) -> str:
-    """What the board says of its memory for buffers, to be put into a sentence."""
+def _cma(device: Any) -> tuple[int, int] | None:
+    """MiB of contiguous memory that are free, and in all."""
     try:
         if device.capabilities.get("REMOTE"):
             text = device.read_file("/proc/meminfo").decode()
@@ -195,8 +197,8 @@ def _cma(device: Any) -> str:
         values = dict(line.split(":") for line in text.splitlines())
         free, total = (int(values[name].split()[0]) >> 10 for name in ("CmaFree", "CmaTotal"))
     except Exception:  # it is only a hint, and every kind of board has its own ways to fail
-        return ""
-    return f" ({free} of {total} MiB are free)"
+        return None
+    return free, total
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:
@@ -316,6 +318,20 @@ class Board:
             f"the accelerator's fingerprint is {found}, not that of {name or 'any preset'}; build "
             "the bitstream with the version of tokenfabric that you run, or name its preset file"
         )
+
+    def clocks(self) -> tuple[float | None, float]:
+        """MHz of the processor's first fabric clock: as the bitstream wants it, as it is set."""
+        processor = {"PSU__CRL_APB__PL0_REF_CTRL__ACT_FREQMHZ", "PCW_ACT_FPGA0_PERIPHERAL_FREQMHZ"}
+        wanted = None
+        for entry in self.overlay.ip_dict.values():
+            parameters = entry.get("parameters") or {}
+            for name in processor & set(parameters):
+                wanted = float(getattr(parameters[name], "value", parameters[name]))
+        return wanted, float(self._call(lambda: pynq.Clocks.fclk0_mhz))
+
+    def free_memory(self) -> tuple[int, int] | None:
+        """MiB of contiguous memory: free, and in all; None if the board does not say."""
+        return self._call(_cma, self.ip.device)
 
     def device(self, image: Image, dumped_logits: int = 0) -> RegisterDevice:
         """A device with memory for the image; it takes the place of the one before."""

@@ -129,3 +129,27 @@ def test_amds_own_self_test():
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
     assert re.search(r"11 passed, 0 failed", done.stdout)
+
+
+def test_doctor_finds_a_good_board_well_and_a_slow_clock(board, capsys):
+    from tokenfabric.cli import main
+
+    command = ["doctor", "--bitstream", str(board.bitfile), "--address", board.address]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "every logit equals numpy's" in out and "MB without an error" in out
+    with open_board(board.bitfile, board.address) as opened:
+        import pynq
+
+        pynq.Clocks.fclk0_mhz = 50
+        assert opened.clocks() == (100.0, pytest.approx(50, rel=0.01))
+
+
+def test_doctor_says_what_is_wrong(board, capsys):
+    from tokenfabric.cli import main
+
+    command = ["doctor", "--address", board.address, "--bitstream"]
+    assert main([*command, "missing.bit"]) == 1
+    assert "-> build it with 'tokenfabric bitstream'" in capsys.readouterr().out
+    assert main(["doctor", "--bitstream", str(board.bitfile), "--address", "unix:/nowhere"]) == 1
+    assert "no board at unix:/nowhere" in capsys.readouterr().out
