@@ -20,8 +20,13 @@ __all__ = ["Bus", "RegisterDevice"]
 class Bus(Protocol):
     """What a RegisterDevice stands on: registers, memory, and the passing of time."""
 
-    bases: Sequence[int]  # bus addresses of the bulk window and of the job window
-    memory: Sequence[np.ndarray]  # uint8, the windows as the host sees them
+    @property
+    def bases(self) -> Sequence[int]:
+        """Bus addresses of the bulk window and of the job window."""
+
+    @property
+    def memory(self) -> Sequence[np.ndarray]:
+        """The windows as the host sees them, uint8."""
 
     def read32(self, offset: int) -> int:
         """A register."""

@@ -257,7 +257,7 @@ class Board:
         self.name = f"the board at {device.ip_addr}" if self.remote else "this board"
         self._call = Caller(self.name) if self.remote else _here
         self.title = str(device.name)  # a virtual one says that it is
-        self._device: RegisterDevice | None = None
+        self._held: tuple[RegisterDevice, PynqBus] | None = None
         if self.remote:  # else pynq keeps files beside its own code, shared by all boards
             device.gen_cache = lambda *_, **__: None
         self.overlay = self._load(path, download, device)
@@ -338,23 +338,24 @@ class Board:
         self._release()
         bus = PynqBus(self.ip, image.memory(dumped_logits), self._call)
         try:
-            self._device = RegisterDevice(bus)
+            device = RegisterDevice(bus)
         except BaseException:
             bus.close()
             raise
-        return self._device
+        self._held = device, bus
+        return device
 
     def _release(self) -> None:
         """End what is running, and only then give its memory back."""
-        device, self._device = self._device, None
-        if device is None:
+        if self._held is None:
             return
+        (device, bus), self._held = self._held, None
         try:
             device.reset()
         except (DeviceLost, DeviceTimeout):
             pass
         finally:
-            device.bus.close()
+            bus.close()
 
     def close(self) -> None:
         """End the run, free the buffers. The bitstream stays."""

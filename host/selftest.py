@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from tokenfabric.host.compile import compile_model
-from tokenfabric.host.device import Device, load, put_job, run
+from tokenfabric.host.device import load, put_job, run
 from tokenfabric.host.image import Image
 from tokenfabric.quant.qmodel import QModel
 
@@ -61,7 +61,7 @@ def check_memory(open_device: OpenDevice, cfg: FabricConfig, seed: int = 0) -> M
 
 def _compare(
     open_device: OpenDevice, cfg: FabricConfig, shape: ModelShape, *, rows: int, seed: int
-) -> tuple[str | None, Device]:
+) -> tuple[str | None, Any]:
     model = QModel.random(shape, seed)
     image = compile_model(model, cfg)
     device = open_device(image, rows)

@@ -102,7 +102,7 @@ def _services(board: BoardModel, server: Any) -> None:
             refuse(context, fault)
         return device.WriteFileResponse()
 
-    class Device(m["remote_device_grpc"].RemoteDeviceServicer):
+    class Device(m["remote_device_grpc"].RemoteDeviceServicer):  # type: ignore[misc]
         readfile, writefile = read_file, put_file
 
         def existsfile(self, request: Any, context: Any) -> Any:
@@ -120,7 +120,7 @@ def _services(board: BoardModel, server: Any) -> None:
             board.write(request.mmio_id, request.offset + at, word)
         return {"status": True}
 
-    class Mmio(m["mmio_grpc"].MmioServicer):
+    class Mmio(m["mmio_grpc"].MmioServicer):  # type: ignore[misc]
         get_mmio = _answering(
             mmio.GetMmioResponse,
             lambda r: {"status": True, "mmio_id": board.open_window(r.base_addr, r.length)},
@@ -154,7 +154,7 @@ def _services(board: BoardModel, server: Any) -> None:
     def done(action: Any) -> Any:
         return lambda request: action(request.buffer_id) or {}
 
-    class Buffers(m["buffer_grpc"].RemoteBufferServicer):
+    class Buffers(m["buffer_grpc"].RemoteBufferServicer):  # type: ignore[misc]
         write, read = put, get
         allocate = _answering(
             buffer.AllocateResponse, lambda r: {"buffer_id": board.allocate(r.size)}
