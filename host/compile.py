@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from tokenfabric.host.image import PAGE, Image, MemoryMap
-from tokenfabric.quant.qmodel import Linear, QLayer, QModel
+from tokenfabric.quant.qmodel import Linear, Norm, QLayer, QModel
 
 from tokenfabric import isa, ops
 from tokenfabric.config import BURST_BEATS, FabricConfig
@@ -17,7 +17,7 @@ from tokenfabric.isa import Dest, Instruction, Op, Unit
 from tokenfabric.shape import ModelShape
 from tokenfabric.tensors import TensorClass
 
-__all__ = ["compile_model", "pack_linear"]
+__all__ = ["compile_model", "pack_linear", "program_of", "stream_words"]
 
 CONTEXT_STEP = 64  # positions: whole bursts of K scales
 MAX_SLOTS = 256  # the accelerator tells slots apart by 8 bits
@@ -44,6 +44,16 @@ def pack_linear(cfg: FabricConfig, weight: np.ndarray, mult: np.ndarray) -> np.n
     words = np.concatenate([mults[:full], words], axis=1).reshape(-1, cfg.word_bytes)
     rest = tiles[full * per_group :].reshape(-1, cfg.word_bytes)
     return np.concatenate([words, *mults[full:], rest])
+
+
+def stream_words(cfg: FabricConfig, instruction: Instruction) -> int:
+    """Words of the weight stream that an instruction takes."""
+    if instruction.op is Op.LOAD:
+        return instruction.n
+    if instruction.op is not Op.MATMUL:
+        return 0
+    tiles = instruction.n * ceil_div(instruction.k, cfg.k_chunks)
+    return ceil_div(instruction.n * cfg.cols, cfg.scale_channels) + tiles * cfg.tile_cycles
 
 
 def to_superblocks(cfg: FabricConfig, words: np.ndarray) -> np.ndarray:
@@ -122,10 +132,13 @@ def _sizes(cfg: FabricConfig, s: ModelShape) -> _Sizes:
 
 
 class _Program:
-    """Collects instructions and, in the same order, the words of the weight stream."""
+    """Collects instructions and, in the same order, the words of the weight stream.
 
-    def __init__(self, cfg: FabricConfig):
-        self.cfg = cfg
+    Without ``pack`` there are no words, and nothing looks at a weight.
+    """
+
+    def __init__(self, cfg: FabricConfig, pack: bool):
+        self.cfg, self.pack = cfg, pack
         self.code: list[Instruction] = []
         self.words: list[np.ndarray] = []
 
@@ -145,18 +158,30 @@ class _Program:
         words = _padded(chunks, lanes).astype("<i2").view(np.uint8)
         words = words.reshape(-1, self.cfg.word_bytes)
         if fill:
-            total = sum(len(w) for w in self.words) + len(words)
+            total = sum(stream_words(self.cfg, i) for i in self.code) + len(words)
             words = np.pad(words, ((0, -total % BURST_BEATS), (0, 0)))
         self.words.append(words)
         self.add(Op.LOAD, wait, n=len(self.words[-1]))
 
-    def matmul(self, linear: Linear, wait: Unit | int = 0, odd_shift=None, **fields_: int) -> None:
-        self.words.append(pack_linear(self.cfg, linear.weight, linear.mult))
+    def matmul(
+        self,
+        linear: Linear,
+        rows: np.ndarray,
+        wait: Unit | int = 0,
+        arranged: Callable[[], Linear] | None = None,
+        odd_shift: int | None = None,
+        **fields_: int,
+    ) -> None:
+        """MATMUL with the output channels ``rows`` of ``linear``, or with what ``arranged`` makes
+        of them: as many channels as ``rows`` has."""
+        if self.pack:
+            packed = _pad_rows(linear, rows) if arranged is None else arranged()
+            self.words.append(pack_linear(self.cfg, packed.weight, packed.mult))
+        fields_.setdefault("k", ceil_div(linear.weight.shape[1], self.cfg.cols))
         self.add(
             Op.MATMUL,
             wait,
-            k=ceil_div(linear.weight.shape[1], self.cfg.cols),
-            n=linear.weight.shape[0] // self.cfg.cols,
+            n=len(rows) // self.cfg.cols,
             shift=linear.shift,
             shift2=linear.shift if odd_shift is None else odd_shift,
             **fields_,
@@ -195,25 +220,14 @@ def _layer(
             sat=TensorClass.NORM,
         )
 
-    def to_res(linear: Linear, wait: Unit, kind: TensorClass, src: int, stride: int) -> None:
-        rows = _chunked(1, s.dim, cfg.cols)
-        p.matmul(
-            _pad_rows(linear, rows),
-            wait,
-            src=src,
-            src_stride=stride,
-            dst_stride=z.dim,
-            mode=Dest.RES,
-            sat=kind,
-        )
+    dim_rows = _chunked(1, s.dim, cfg.cols)
+    to_res = {"dst_stride": z.dim, "mode": Dest.RES}
 
     norm(layer.attn_norm, 0, Unit.ARRAY | Unit.EMBED)
-    k = _pad_rows(layer.wk, head_rows[s.kv_heads])
-    v = _pad_rows(layer.wv, head_rows[s.kv_heads])
-    q = _pad_rows(layer.wq, head_rows[s.heads])
+    kv_rows, q_rows = head_rows[s.kv_heads], head_rows[s.heads]
     kv_chunks = s.kv_heads * z.head
-    p.matmul(k, Unit.VECTOR, **x, **out, dst=0, mode=Dest.OUT, sat=TensorClass.K)
-    p.matmul(v, **x, **out, dst=kv_chunks, mode=Dest.OUT8, sat=TensorClass.V)
+    p.matmul(layer.wk, kv_rows, Unit.VECTOR, **x, **out, dst=0, mode=Dest.OUT, sat=TensorClass.K)
+    p.matmul(layer.wv, kv_rows, **x, **out, dst=kv_chunks, mode=Dest.OUT8, sat=TensorClass.V)
     heads = {"head_chunks": z.head, "imm": kv, "imm2": scales}
     p.add(
         Op.APPEND,
@@ -225,7 +239,7 @@ def _layer(
         sat=TensorClass.ROPE_K,
         **heads,
     )
-    p.matmul(q, **x, **out, dst=2 * kv_chunks, mode=Dest.OUT, sat=TensorClass.Q)
+    p.matmul(layer.wq, q_rows, **x, **out, dst=2 * kv_chunks, mode=Dest.OUT, sat=TensorClass.Q)
     p.add(
         Op.ROPE,
         Unit.ARRAY,
@@ -251,13 +265,35 @@ def _layer(
         sat=TensorClass.SCORES,
         **heads,
     )
-    wo = np.zeros((s.dim, s.heads, z.head * cfg.cols), np.int8)
-    wo[:, :, : s.head_dim] = layer.wo.weight.reshape(s.dim, s.heads, s.head_dim)
-    wo_linear = Linear(wo.reshape(s.dim, -1), layer.wo.mult, layer.wo.shift)
-    to_res(wo_linear, Unit.ATTENTION, TensorClass.WO, 0, z.x_stride)
+
+    def wo() -> Linear:
+        """Inputs as heads padded to whole chunks."""
+        weight = np.zeros((s.dim, s.heads, z.head * cfg.cols), np.int8)
+        weight[:, :, : s.head_dim] = layer.wo.weight.reshape(s.dim, s.heads, s.head_dim)
+        padded = Linear(weight.reshape(s.dim, -1), layer.wo.mult, layer.wo.shift)
+        return _pad_rows(padded, dim_rows)
+
+    p.matmul(
+        layer.wo,
+        dim_rows,
+        Unit.ATTENTION,
+        arranged=wo,
+        k=s.heads * z.head,
+        **x,
+        **to_res,
+        sat=TensorClass.WO,
+    )
     norm(layer.ffn_norm, ffn_gain, Unit.ARRAY)
     _feed_forward(p, cfg, s, z, layer)
-    to_res(layer.w2, Unit.VECTOR, TensorClass.W2, z.h, z.h_stride)
+    p.matmul(
+        layer.w2,
+        dim_rows,
+        Unit.VECTOR,
+        src=z.h,
+        src_stride=z.h_stride,
+        **to_res,
+        sat=TensorClass.W2,
+    )
 
 
 def _feed_forward(p: _Program, cfg: FabricConfig, s: ModelShape, z: _Sizes, layer: QLayer) -> None:
@@ -266,20 +302,25 @@ def _feed_forward(p: _Program, cfg: FabricConfig, s: ModelShape, z: _Sizes, laye
     piece = ceil_div(z.hidden, z.pieces)
     for number, first in enumerate(range(0, z.hidden, piece)):
         these = rows[first : first + piece].ravel()
-        gate, up = _pad_rows(layer.w1, these), _pad_rows(layer.w3, these)
         count = len(these) // cfg.cols
-        both = Linear(
-            np.stack([a.weight.reshape(count, cfg.cols, -1) for a in (gate, up)], 1).reshape(
-                2 * len(these), -1
-            ),
-            np.stack([a.mult.reshape(count, cfg.cols) for a in (gate, up)], 1).ravel(),
-            gate.shift,
-        )
+
+        def both(these=these, count=count) -> Linear:
+            gate, up = _pad_rows(layer.w1, these), _pad_rows(layer.w3, these)
+            return Linear(
+                np.stack([a.weight.reshape(count, cfg.cols, -1) for a in (gate, up)], 1).reshape(
+                    2 * len(these), -1
+                ),
+                np.stack([a.mult.reshape(count, cfg.cols) for a in (gate, up)], 1).ravel(),
+                gate.shift,
+            )
+
         at = 2 * piece * (number % 2)
         p.matmul(
-            both,
+            layer.w1,
+            np.repeat(these, 2),
             Unit.VECTOR if number == 0 else 0,
-            odd_shift=up.shift,
+            arranged=both,
+            odd_shift=layer.w3.shift,
             src=0,
             src_stride=z.x_stride,
             dst=at,
@@ -299,6 +340,110 @@ def _feed_forward(p: _Program, cfg: FabricConfig, s: ModelShape, z: _Sizes, laye
             shift2=layer.glu_align,
             sat=TensorClass.SWIGLU,
         )
+
+
+def _step(
+    p: _Program,
+    cfg: FabricConfig,
+    model: QModel,
+    z: _Sizes,
+    kv_layer: int,
+    scale_layer: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """The whole program; UserError if it is too long. The classifier's words come last."""
+    s = model.shape
+    p.add(
+        Op.EMBED,
+        Unit.ARRAY,
+        dst_stride=z.dim,
+        k=z.dim,
+        shift=model.embedding.shift,
+        sat=TensorClass.RES,
+    )
+    for number, layer in enumerate(model.layers):
+        scales = s.layers * kv_layer + number * scale_layer
+        _layer(p, cfg, s, z, layer, number * kv_layer, scales)
+        if progress is not None:
+            progress(number + 1, s.layers)
+    # The last LOAD takes the zeros that fill the body's last superblock, too.
+    p.load([model.final_norm.gain], Unit.VECTOR, fill=True)
+    p.add(
+        Op.NORM,
+        Unit.ARRAY,
+        src_stride=z.dim,
+        dst_stride=z.x_stride,
+        k=z.dim,
+        shift=model.final_norm.out_shift,
+        shift2=model.final_norm.in_shift,
+        imm=model.final_norm.eps,
+        sat=TensorClass.NORM,
+        want=1,
+    )
+    p.matmul(
+        model.classifier,
+        _chunked(1, s.vocab, cfg.cols),
+        Unit.VECTOR,
+        src_stride=z.x_stride,
+        mode=Dest.LOGITS,
+        sat=TensorClass.LOGITS,
+        want=1,
+    )
+    # Zeros fill the last superblock; a LOAD takes them so that the next step begins at its start.
+    fill = -stream_words(cfg, p.code[-1]) % BURST_BEATS
+    if fill:
+        p.add(Op.LOAD, Unit.VECTOR, n=fill, want=1)
+    p.add(Op.END)
+    if len(p.code) > cfg.program_words:
+        raise UserError(
+            f"the program of {s.layers} layers has {len(p.code)} instructions, {cfg.name} has room "
+            f"for {cfg.program_words}; choose a larger preset"
+        )
+
+
+def program_of(shape: ModelShape, cfg: FabricConfig) -> tuple[int, list[Instruction]]:
+    """Rows of a step, and the program that :func:`compile_model` makes of a model of this shape.
+
+    At once and without weights: shifts and addresses of memory are 0. UserError if it does not fit.
+    """
+    z, p = _sizes(cfg, shape), _Program(cfg, pack=False)
+    _step(p, cfg, _hollow(shape), z, 0, 0)
+    return z.rows, p.code
+
+
+def _hollow(s: ModelShape) -> QModel:
+    """A model of this shape without contents: a matrix of it takes no memory."""
+
+    def linear(n: int, k: int) -> Linear:
+        weight, mult = np.zeros((1, 1), np.int8), np.zeros(1, np.uint16)
+        return Linear(np.broadcast_to(weight, (n, k)), np.broadcast_to(mult, (n,)), 0)
+
+    norm = Norm(np.zeros(s.dim, np.int16), 0, 0, 0, 0)
+    zeros = np.zeros((s.kv_heads, s.head_dim), np.int16)
+    layer = QLayer(
+        attn_norm=norm,
+        wq=linear(s.q_dim, s.dim),
+        wk=linear(s.kv_dim, s.dim),
+        wv=linear(s.kv_dim, s.dim),
+        wo=linear(s.dim, s.q_dim),
+        ffn_norm=norm,
+        w1=linear(s.hidden, s.dim),
+        w2=linear(s.dim, s.hidden),
+        w3=linear(s.hidden, s.dim),
+        k_mean=zeros,
+        k_scale=zeros,
+        v_scale=zeros,
+        score_shift=0,
+        score_align=0,
+        glu_align=0,
+        glu_shift=0,
+        q_frac=0,
+        k_frac=0,
+        up_frac=0,
+        h_frac=0,
+    )
+    classifier = linear(s.vocab, s.dim)
+    return QModel(s, "", 0, 0, classifier, [layer] * s.layers, norm, classifier)
 
 
 def compile_model(
@@ -336,57 +481,11 @@ def compile_model(
     scale_layer = slots * scale_slot
     # K, V and scales stand after the constant part, whose length is known once it is packed:
     # the program is built with addresses from 0 and moved there at the end.
-    p = _Program(cfg)
-    p.add(
-        Op.EMBED,
-        Unit.ARRAY,
-        dst_stride=z.dim,
-        k=z.dim,
-        shift=model.embedding.shift,
-        sat=TensorClass.RES,
-    )
-    for number, layer in enumerate(model.layers):
-        scales = s.layers * kv_layer + number * scale_layer
-        _layer(p, cfg, s, z, layer, number * kv_layer, scales)
-        if progress is not None:
-            progress(number + 1, s.layers)
-    # The last LOAD takes the zeros that fill the body's last superblock, too.
-    p.load([model.final_norm.gain], Unit.VECTOR, fill=True)
-    p.add(
-        Op.NORM,
-        Unit.ARRAY,
-        src_stride=z.dim,
-        dst_stride=z.x_stride,
-        k=z.dim,
-        shift=model.final_norm.out_shift,
-        shift2=model.final_norm.in_shift,
-        imm=model.final_norm.eps,
-        sat=TensorClass.NORM,
-        want=1,
-    )
+    p = _Program(cfg, pack=True)
+    _step(p, cfg, model, z, kv_layer, scale_layer, progress)
+    head = to_superblocks(cfg, p.words.pop())  # of the classifier
     body = to_superblocks(cfg, np.concatenate(p.words))
-    p.words.clear()
     vocab_rows = _chunked(1, s.vocab, cfg.cols)
-    classifier = _pad_rows(model.classifier, vocab_rows)
-    p.matmul(
-        classifier,
-        Unit.VECTOR,
-        src_stride=z.x_stride,
-        mode=Dest.LOGITS,
-        sat=TensorClass.LOGITS,
-        want=1,
-    )
-    # Zeros fill the last superblock; a LOAD takes them so that the next step begins at its start.
-    fill = -len(p.words[0]) % BURST_BEATS
-    if fill:
-        p.add(Op.LOAD, Unit.VECTOR, n=fill, want=1)
-    head = to_superblocks(cfg, p.words.pop())
-    p.add(Op.END)
-    if len(p.code) > cfg.program_words:
-        raise UserError(
-            f"the program of {s.layers} layers has {len(p.code)} instructions, {cfg.name} has room "
-            f"for {cfg.program_words}; choose a larger preset"
-        )
     parts: list[tuple[int, np.ndarray]] = []
     end = PAGE
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from small_models import ODD, SMALL, golden
-from tokenfabric.host.compile import compile_model
+from tokenfabric.host.compile import compile_model, program_of, stream_words
 from tokenfabric.host.device import run
 from tokenfabric.host.image import PAGE, Image
 from tokenfabric.quant.qmodel import QModel
@@ -143,3 +143,19 @@ def test_more_slots_than_the_accelerator_tells_apart_are_refused(slots):
     model, cfg, _, _ = golden()
     with pytest.raises(UserError, match=f"{slots} slots; choose from 1 to 256"):
         compile_model(model, cfg, slots=slots)
+
+
+@pytest.mark.parametrize("name", ["tiny", "pynq-z2", "kv260"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_program_without_weights_is_the_one_with(shape, name):
+    model, cfg, image, _ = golden(SHAPES[shape], name)
+    rows, code = program_of(model.shape, cfg)
+    data = image.payload[image.map.program - PAGE :][: len(code) * isa.INSTRUCTION_BYTES].tobytes()
+    same = ("op", "wait", "want", "mode", "src", "src_stride", "dst", "dst_stride", "k", "n")
+    same += ("param", "heads", "group", "head_chunks")
+    assert (rows, len(code)) == (image.rows, image.map.program_words)
+    for at, made in enumerate(code):
+        real = isa.decode(data[at * isa.INSTRUCTION_BYTES :][: isa.INSTRUCTION_BYTES])
+        assert [getattr(made, n) for n in same] == [getattr(real, n) for n in same], at
+    words = image.map.stream_full * cfg.superblock_bytes // cfg.word_bytes
+    assert sum(stream_words(cfg, i) for i in code) == words
