@@ -17,7 +17,7 @@ from tokenfabric.isa import Dest, Instruction, Op, Unit
 from tokenfabric.shape import ModelShape
 from tokenfabric.tensors import TensorClass
 
-__all__ = ["compile_model", "pack_linear", "program_of", "stream_words"]
+__all__ = ["compile_model", "pack_linear", "program_of", "stream_words", "work_of"]
 
 CONTEXT_STEP = 64  # positions: whole bursts of K scales
 MAX_SLOTS = 256  # the accelerator tells slots apart by 8 bits
@@ -401,6 +401,38 @@ def _step(
         )
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a step must do at least, on any accelerator. Bytes are those of the model file: matrices
+    with their multipliers, norms, K means; of the classifier with the norm before it."""
+
+    layer_bytes: int
+    classifier_bytes: int
+    kv_bytes_per_position: int
+    layer_macs: int  # per row
+    attention_macs_per_position: int
+
+
+def work_of(s: ModelShape) -> Work:
+    matrices = (
+        (s.q_dim, s.dim),
+        (s.kv_dim, s.dim),
+        (s.kv_dim, s.dim),
+        (s.dim, s.q_dim),
+        (s.hidden, s.dim),
+        (s.dim, s.hidden),
+        (s.hidden, s.dim),
+    )
+    layer = sum(n * k + 2 * n for n, k in matrices) + 2 * (2 * s.dim + s.kv_dim)
+    return Work(
+        layer_bytes=s.layers * layer,
+        classifier_bytes=s.vocab * (s.dim + 2) + 2 * s.dim,
+        kv_bytes_per_position=s.layers * s.kv_heads * (2 * s.head_dim + 2),
+        layer_macs=s.layers * sum(n * k for n, k in matrices),
+        attention_macs_per_position=s.layers * s.heads * s.head_dim * 2,
+    )
+
+
 def program_of(shape: ModelShape, cfg: FabricConfig) -> tuple[int, list[Instruction]]:
     """Rows of a step, and the program that :func:`compile_model` makes of a model of this shape.
 
@@ -520,8 +552,6 @@ def compile_model(
     ring = isa.JOB + PAGE
     group_blocks = cfg.scale_channels // cfg.cols
     k_blocks = ceil_div(z.dim, cfg.k_chunks)
-    layer_bytes, classifier_bytes = _weight_bytes(model)
-    per_position = s.layers * s.kv_heads * (2 * s.head_dim + 2)
     return Image(
         preset=cfg.name,
         fingerprint=cfg.fingerprint,
@@ -533,12 +563,7 @@ def compile_model(
         vocab=s.vocab,
         head_bytes=head_bytes,
         logits_frac=model.logits_frac,
-        layer_bytes=layer_bytes,
-        classifier_bytes=classifier_bytes,
-        kv_bytes_per_position=per_position,
-        layer_macs=s.layers
-        * (s.dim * s.head_dim * 2 * (s.heads + s.kv_heads) + 3 * s.dim * s.hidden),
-        attention_macs_per_position=s.layers * s.heads * s.head_dim * 2,
+        **vars(work_of(s)),
         map=MemoryMap(
             program=program,
             program_words=len(p.code),
@@ -562,19 +587,3 @@ def compile_model(
         tokenizer=model.tokenizer,
         payload=payload,
     )
-
-
-def _weight_bytes(model: QModel) -> tuple[int, int]:
-    """Bytes of the model file's weights that a step reads: of the layers, and for the logits.
-
-    Matrices, their multipliers, norms, K means.
-    """
-
-    def linear(matrix: Linear) -> int:
-        return matrix.weight.size + 2 * matrix.mult.size
-
-    layers = 0
-    for layer in model.layers:
-        layers += sum(linear(getattr(layer, n)) for n in ("wq", "wk", "wv", "wo", "w1", "w2", "w3"))
-        layers += 2 * (layer.attn_norm.gain.size + layer.ffn_norm.gain.size + layer.k_mean.size)
-    return layers, linear(model.classifier) + 2 * model.final_norm.gain.size

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from tokenfabric.host.compile import Work
 from tokenfabric.host.device import load, put_job, run
 from tokenfabric.host.image import Image
 from tokenfabric.host.session import Job
@@ -45,7 +46,7 @@ def _seconds(cfg: FabricConfig, cycles: float) -> float:
 
 
 def decode_rates(
-    cfg: FabricConfig, image: Image, cycles: float, positions: float
+    cfg: FabricConfig, image: Image | Work, cycles: float, positions: float
 ) -> dict[str, float]:
     """Of a decode step of so many cycles that looks at so many positions of the KV cache."""
     weights = image.layer_bytes + image.classifier_bytes
