@@ -35,6 +35,7 @@ def divisors(mhz: float) -> tuple[int, int]:
 def handoff(spec: BoardSpec, cfg: FabricConfig) -> str:
     """The ``.hwh``: the processor, the accelerator and an AXI GPIO."""
     root = Element("EDKSYSTEM", EDWVERSION="1.2", VIVADOVERSION="none")
+    SubElement(root, "SYSTEMINFO", NAME="system", DEVICE=spec.part)
     SubElement(root, "EXTERNALPORTS")
     modules = SubElement(root, "MODULES")
     processor = _module(modules, "ps_0", f"xilinx.com:ip:{spec.ps}:5.5", spec.ps)
