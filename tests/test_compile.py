@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -159,3 +160,16 @@ def test_the_program_without_weights_is_the_one_with(shape, name):
         assert [getattr(made, n) for n in same] == [getattr(real, n) for n in same], at
     words = image.map.stream_full * cfg.superblock_bytes // cfg.word_bytes
     assert sum(stream_words(cfg, i) for i in code) == words
+
+
+def test_an_image_is_not_read_into_memory(tmp_path):
+    """A board has little of it: the payload stays in the file until it is put into a buffer."""
+    *_, image, _ = golden()
+    large = replace(image, payload=np.zeros(1 << 25, np.uint8))
+    large = replace(large, map=replace(image.map, kv=PAGE + large.payload.size))
+    large.write(tmp_path / "large.tfi")
+    tracemalloc.start()
+    payload = Image.read(tmp_path / "large.tfi").payload
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert payload.size == 1 << 25 and peak < 1 << 20

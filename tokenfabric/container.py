@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenfabric.errors import UserError
-from tokenfabric.files import parse_json_object, read_bytes, show, write_file
+from tokenfabric.files import map_file, parse_json_object, show, write_file
 
 __all__ = ["ALIGN", "read_container", "write_container"]
 
@@ -36,7 +36,7 @@ def read_container(
 
     UserError, one line, for anything else: wrong magic or version, truncated, damaged.
     """
-    data = memoryview(read_bytes(Path(path)))
+    data = map_file(Path(path))
     again = f"run '{writer}' again"
     if data[: len(magic) - 1] != magic[:-1]:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -38,6 +39,16 @@ def read_bytes(path: Path) -> bytes:
     file_size(path)
     try:
         return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({_why(error)}); check its permissions") from None
+
+
+def map_file(path: Path) -> memoryview:
+    """A regular, non-empty file as memory: read when looked at, never in memory twice."""
+    file_size(path)
+    try:
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({_why(error)}); check its permissions") from None
 
