@@ -115,7 +115,8 @@ class PynqBus:
 
     def __init__(self, ip: Any, sizes: Sequence[int], call: Callable = _here):
         self._ip, self._call = ip, call
-        self._interrupt = getattr(ip, "irq", None)
+        # PYNQ cannot wait for the interrupts of a remote board.
+        self._interrupt = getattr(ip, "irq", None) if call is _here else None
         self._loop = _event_loop() if self._interrupt is not None else None
         self._buffers: list[Any] = []
         self.bases: list[int] = []
