@@ -26,6 +26,9 @@ export PROMPT
 demo: $(VENV)/.demo
 	@$(BIN)/tokenfabric generate "$$PROMPT" --on $(ON) --verify
 
+demo-board: .venv-pynq4/.done
+	@.venv-pynq4/bin/python notebooks/play notebooks/1_first_tokens.ipynb
+
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 

@@ -269,6 +269,9 @@ class Board:
         self.config = self._identify(preset)
         atexit.register(self.close)
 
+    def __repr__(self) -> str:
+        return f"<Board {self.title}, accelerator {self.config.name}>"
+
     def _load(self, path: Path, download: bool, device: Any) -> Any:
         """The overlay. What pynq raises says little; whether the board is gone is asked again."""
 

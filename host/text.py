@@ -56,7 +56,9 @@ class Stats:
         if self.cycles_per_token is None or self.board_tokens_per_second is None:
             return text
         cycles, board = self.cycles_per_token, self.board_tokens_per_second
-        return f"{text}; {cycles:,.0f} cycles a token, {board:,.1f}/s at the board's clock"
+        text += f"; {cycles:,.0f} cycles a token, {board:,.1f}/s at the board's clock"
+        share = self.bandwidth_fraction
+        return text if share is None else f"{text}, {share:.1%} of the DRAM limit"
 
 
 class Generation:

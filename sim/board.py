@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -244,23 +244,30 @@ def virtual_board(
     memory_mib: int = 256,
     listen: str | None = None,
     python: str = sys.executable,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> Iterator[VirtualBoard]:
     """``tokenfabric board`` until the block ends, on a socket of its own or at ``listen``.
 
-    python: an interpreter that has what the server needs. UserError if it does not start.
+    python: an interpreter that has what the server needs. UserError if it does not start. The board
+    ends with this process, however that ends, but not with a Ctrl-C that is meant for others.
     """
     with tempfile.TemporaryDirectory(prefix="tokenfabric-board-") as folder:
         ready, log = Path(folder, "ready.json"), Path(folder, "log")
-        command = [python, "-m", "tokenfabric", "board", name, f"--memory={memory_mib}"]
+        command = [python, "-m", "tokenfabric", "board", name, "--until-eof"]
+        command += [f"--memory={memory_mib}"]
         command += [f"--write-design={folder}", f"--json={ready}"]
         command += [f"--listen={listen or f'unix:{folder}/board'}"]
         command += [f"--preset={preset}"] if preset else []
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         try:
-            _wait_for(ready, process, log)
+            _wait_for(ready, process, log, progress)
             told = json.loads(ready.read_text(encoding="utf-8"))
             yield VirtualBoard(process, told["address"], Path(told["bitfile"]))
         finally:
@@ -270,9 +277,12 @@ def virtual_board(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            process.stdin.close()
 
 
-def _wait_for(ready: Path, process: subprocess.Popen, log: Path) -> None:
+def _wait_for(
+    ready: Path, process: subprocess.Popen, log: Path, progress: Callable[[str], None]
+) -> None:
     """Until the server has written ``ready``, which it does when it answers."""
     end = time.monotonic() + START_SECONDS
     while not ready.exists():
@@ -282,4 +292,5 @@ def _wait_for(ready: Path, process: subprocess.Popen, log: Path) -> None:
             raise UserError(f"the virtual board did not start: {why}")
         if time.monotonic() > end:
             raise UserError(f"the virtual board did not start within {START_SECONDS:g} s")
+        progress("starting a virtual board; the first one takes minutes to build")
         time.sleep(0.05)

@@ -1,9 +1,11 @@
-"""A model on an accelerator in one line, for notebooks and small programs."""
+"""A board in one line and a model on it in another, for notebooks and small programs."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +16,49 @@ from tokenfabric.progress import Progress
 
 if TYPE_CHECKING:
     from tokenfabric.host.pynq_device import Board
+    from tokenfabric.sim.board import VirtualBoard
 
 __all__ = ["load", "open_board"]
 
+VIRTUAL = "kv260", "pynq-z2"  # a board that every pynq knows, an accelerator quickly simulated
+_ending = ExitStack()  # ends the virtual board with the program
+_virtual: list[VirtualBoard] = []  # the one that was started, for all who want one
+atexit.register(_ending.close)
 
-def open_board(bitfile: str | Path, address: str | None = None, **options: Any) -> Board:
+
+def open_board(
+    bitfile: str | Path | None = None, address: str | None = None, **options: Any
+) -> Board:
     """A board with this bitstream: this one, or the remote or virtual one at ``address``.
 
-    Options: those of :class:`~tokenfabric.host.pynq_device.Board`. Needs the package ``pynq``.
+    By default the bitstream in $TOKENFABRIC_BITSTREAM at the address in $PYNQ_REMOTE_DEVICES;
+    without both, a virtual board, which is started and ends with the program. Options: those of
+    :class:`~tokenfabric.host.pynq_device.Board`. Needs the package ``pynq``.
     """
+    bitfile = bitfile or os.environ.get("TOKENFABRIC_BITSTREAM")
+    if bitfile is None:
+        asked = address or os.environ.get("PYNQ_REMOTE_DEVICES")
+        if asked and asked not in [board.address for board in _virtual]:
+            raise UserError(f"no bitstream for the board at {asked}; name it, or no address")
+        found = _start_virtual_board()
+        bitfile, address = found.bitfile, found.address
     if address is not None and "pynq" not in sys.modules:
         os.environ["PYNQ_REMOTE_DEVICES"] = address  # read once: a remote board has no interrupts
     from tokenfabric.host.pynq_device import Board
 
     return Board(bitfile, address=address, **options)
+
+
+def _start_virtual_board() -> VirtualBoard:
+    """The virtual board of this program, started if it does not run."""
+    from tokenfabric.sim.board import virtual_board
+
+    if not _virtual or _virtual[0].process.poll() is not None:
+        name, preset = VIRTUAL
+        with Progress() as progress:
+            started = virtual_board(name, preset=preset, progress=progress)
+            _virtual[:] = [_ending.enter_context(started)]
+    return _virtual[0]
 
 
 def load(

@@ -107,3 +107,10 @@ def test_the_context_manager_says_why_it_did_not_start():
     with pytest.raises(UserError, match="did not start: no preset 'huge'"):
         with virtual_board("kv260", preset="huge", python=SERVER):
             pass
+
+
+def test_it_ends_with_its_parent():
+    """However that ends: its end of the pipe is closed then."""
+    with virtual_board(BOARD, preset="tiny", python=SERVER) as board:
+        board.process.stdin.close()
+        assert board.process.wait(SECONDS) == 0

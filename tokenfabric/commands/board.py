@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="memory for buffers (default: 256)",
     )
     add("--write-design", metavar="DIR", help="where to put the .bit and the .hwh")
+    add("--until-eof", action="store_true", help="end with the standard input, too")
     add("--open-to-all", action="store_true", help="allow other addresses than this machine's own")
     add_json(parser)
 
@@ -78,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
         )
         write_json(args.json, result)
         sys.stdout.flush()
+        if args.until_eof:
+            sys.stdin.read()
+            return 0
         while True:  # until Ctrl-C or SIGTERM
             signal.pause()
 

@@ -1,0 +1,58 @@
+"""The notebooks, executed: against virtual boards, in a kernel of this environment."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PYNQ, ROOT
+
+NOTEBOOKS = ROOT / "notebooks"
+STORY = "She saw something shiny under a bush."
+
+pytestmark = pytest.mark.skipif(PYNQ < 4, reason="notebooks need Jupyter and the simulator")
+
+
+def execute(name, tmp_path, monkeypatch):
+    """The outputs of the code cells; fails where one of them does."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("JUPYTER_PATH", str(Path(sys.prefix, "share", "jupyter")))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+    where = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
+    return [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def shown(outputs, kind):
+    """What the cells showed of a MIME type."""
+    found = [output.data.get(kind) for cell in outputs for output in cell if "data" in output]
+    return [data for data in found if data]
+
+
+def printed(outputs):
+    """What the cells wrote, without the progress bars."""
+    lines = [o.text for cell in outputs for o in cell if o.output_type == "stream"]
+    return "".join(lines)
+
+
+def test_first_tokens(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYNQ_REMOTE_DEVICES", raising=False)
+    outputs = execute("1_first_tokens.ipynb", tmp_path, monkeypatch)
+    story, more, both = shown(outputs, "text/html")
+    assert STORY in story and "of the DRAM limit" in more and both.count("<small>") == 2
+    assert "tokens/s" in printed(outputs)
+
+
+def test_demo_board(tmp_path):
+    """What ``make demo-board`` runs."""
+    play = [sys.executable, NOTEBOOKS / "play", NOTEBOOKS / "1_first_tokens.ipynb"]
+    environment = {name: v for name, v in os.environ.items() if name != "PYNQ_REMOTE_DEVICES"}
+    done = subprocess.run(
+        play, capture_output=True, text=True, timeout=600, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert STORY in done.stdout and "(virtual)" in done.stdout
