@@ -89,12 +89,13 @@ def test_two_boards_at_once(board, opened):
 
 
 @pytest.mark.skipif(PYNQ < 4, reason="pynq 3 brings no self-test")
-def test_amds_own_self_test():
+@pytest.mark.parametrize("name", ["kv260", "zcu104"])
+def test_amds_own_self_test(name):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     listen = f"127.0.0.1:{port}"
-    with virtual_board(BOARD, preset="tiny", listen=listen, python=SERVER) as board:
+    with virtual_board(name, preset="tiny", listen=listen, python=SERVER) as board:
         command = [sys.executable, "-m", "pynq.remote.selftest", "--ip", "127.0.0.1"]
         command += ["--port", str(port), "--bitstream", str(board.bitfile)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)

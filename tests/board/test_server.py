@@ -80,12 +80,11 @@ def test_a_dead_boards_socket_is_taken_over(tmp_path):
 
 
 def test_a_taken_port_is_refused():
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        holder.listen()
-        port = holder.getsockname()[1]
-        error = refusal(BOARD, "--preset=tiny", f"--listen=127.0.0.1:{port}")
-        assert f"127.0.0.1:{port}: is taken" in error
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{probe.getsockname()[1]}"
+    with start(listen=listen):
+        assert f"{listen}: is taken" in refusal(BOARD, "--preset=tiny", f"--listen={listen}")
 
 
 @pytest.mark.parametrize(

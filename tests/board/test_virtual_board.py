@@ -149,6 +149,34 @@ def test_what_is_flushed_comes_back(loaded, size):
         assert np.array_equal(np.asarray(buffer), data)
 
 
+def test_the_processors_copy_is_not_the_dram(loaded):
+    """pynq always flushes what it writes and invalidates before it reads: here it does not."""
+    from pynq.remote import buffer_pb2 as messages
+
+    with pynq.allocate((64,), "u1") as buffer:
+        buffer[:] = 1
+        buffer.flush()
+        name, stub = buffer.buffer_id, buffer.stub
+
+        def stored():
+            answers = stub.read(messages.BufferReadRequest(buffer_id=name))
+            return b"".join(answer.data for answer in answers)
+
+        two = bytes([2]) * 64
+        assert not stub.write(iter([messages.BufferWriteRequest(buffer_id=name, data=two)])).msg
+        assert stored() == two
+        assert not stub.invalidate(messages.InvalidateRequest(buffer_id=name)).msg
+        assert stored() == bytes([1]) * 64
+
+
+def test_more_than_a_buffer_holds_is_refused(loaded):
+    from pynq.remote import buffer_pb2 as messages
+
+    with pynq.allocate((64,), "u1") as buffer:
+        request = messages.BufferWriteRequest(buffer_id=buffer.buffer_id, data=bytes(65))
+        assert buffer.stub.write(iter([request])).msg == "65 bytes for a buffer of 64"
+
+
 def test_buffers_lie_apart_on_pages(loaded):
     with pynq.allocate((5000,), "u1") as first, pynq.allocate((64,), "u4") as second:
         low, high = sorted(b.physical_address for b in (first, second))
@@ -345,6 +373,20 @@ def test_another_boards_bitstream_leaves_the_fabric_empty(loaded):
         read(wrong.npu_0, "IDENT")
     design.download()
     assert read(design.npu_0, "IDENT") == registers.IDENT
+
+
+def test_a_rebuilt_file_of_the_same_name_is_loaded(loaded, tmp_path):
+    """pynq sends none that the board has."""
+    running, device, _ = loaded
+    path = tmp_path / "same.bit"
+    shutil.copy(running.bitfile.with_suffix(".hwh"), path.with_suffix(".hwh"))
+    path.write_bytes(running.bitfile.read_bytes())
+    right = pynq.Overlay(str(path), device=device)
+    assert read(right.npu_0, "IDENT") == registers.IDENT
+    path.write_bytes(running.bitfile.read_bytes().replace(b"TOKENFABRIC", b"SOMETHING--"))
+    wrong = pynq.Overlay(str(path), device=device)
+    with pytest.raises(RuntimeError, match="the fabric is empty"):
+        read(wrong.npu_0, "IDENT")
 
 
 def test_a_missing_bitstream_is_refused(loaded):
