@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,8 @@ def session_cycles(jobs: Sequence[Job]) -> tuple[float, float]:
 def measure_decode(device: Any, cfg: FabricConfig, image: Image, context: int) -> dict[str, Any]:
     """Steady-state decode of one sequence with about ``context`` positions in the cache.
 
-    Mean over autonomous steps, start to start. UserError if the context has no room for them.
+    Mean over autonomous steps, start to start; ``spans`` lists them: (job, first cycle, end) with
+    the jobs of this measurement counted from 0. UserError if the context has no room for them.
     """
     last = min(context + STEPS // 2, image.context) - 1
     first = last - STEPS + 1
@@ -97,7 +99,8 @@ def measure_decode(device: Any, cfg: FabricConfig, image: Image, context: int) -
     counters = _job(device, image, _rows(image, 1, first, RowFlag.WANT_LOGITS), STEPS)
     ring = device.read(image.map.ring, 8 * STEPS).view("<u4").reshape(-1, 2)
     stamps = ring[:, 1].astype(np.int64)
-    cycles = float(stamps[-1] - stamps[0]) / (STEPS - 1)
+    spans = [(0, begin, end) for begin, end in pairwise(stamps.tolist())]
+    cycles = sum(end - begin for _, begin, end in spans) / len(spans)
     positions = np.arange(first + 1, last + 1) + 1  # of the steps that count
     beats = counters["read_beats"] + counters["write_beats"]
     macs = image.layer_macs + image.attention_macs_per_position * float(positions.mean())
@@ -107,6 +110,7 @@ def measure_decode(device: Any, cfg: FabricConfig, image: Image, context: int) -
         "cycles_per_step": cycles,
         "bytes_per_step": beats * cfg.port_bytes / STEPS,
         "mac_fraction": macs / (cycles * cfg.macs),
+        "spans": spans,
         "counters": counters,
         **decode_rates(cfg, image, cycles, float(positions.mean())),
     }
@@ -124,12 +128,13 @@ def measure_prefill(device: Any, cfg: FabricConfig, image: Image, count: int) ->
         )
     load(device, image)
     total: dict[str, int] = {}
-    steps = 0
+    spans: list[tuple[int, int, int]] = []
     for at in range(0, count, image.rows):
         rows = _rows(image, min(image.rows, count - at), at, RowFlag(0))
         counters = _job(device, image, rows)
         total = {name: total.get(name, 0) + value for name, value in counters.items()}
-        steps += 1
+        spans.append((len(spans), 0, counters["cycles"]))
+    steps = len(spans)
     layers = total["cycles"]
     rows[-1]["flags"] = int(RowFlag.WANT_LOGITS)
     classifier = _job(device, image, rows)["cycles"] - counters["cycles"]
@@ -150,5 +155,6 @@ def measure_prefill(device: Any, cfg: FabricConfig, image: Image, count: int) ->
         "bandwidth_fraction": useful / (_seconds(cfg, layers) * cfg.dram.peak_bytes_per_s),
         "mac_fraction": macs / (layers * cfg.macs),
         "tokens_per_second": count / seconds,
+        "spans": spans,
         "counters": total,
     }

@@ -17,6 +17,7 @@ __all__ = ["DEVICES", "VerilatedBus", "make_device", "verilog_of"]
 DEVICES = ("golden", "pysim", "verilator")
 POLL_CYCLES = 20_000  # simulated between two looks at the ring
 BASE = 0x1000_0000
+PROBES = ("pc", "datapath.events")  # what a recording keeps of the fabric (sim/account.py)
 
 
 class VerilatedBus:
@@ -104,6 +105,7 @@ def simulated_top(
         cached_verilog(cfg, progress) if verilog is None else verilog,
         ports=cfg.ports,
         port_bytes=cfg.port_bytes,
+        probes=PROBES,
         waves=waves is not None,
         progress=progress,
     )

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <vector>
 
 namespace tokenfabric {
 
@@ -83,6 +84,21 @@ struct WriteBurst {
   alignas(16) uint8_t data[kMaxBurstBytes];
 };
 
+enum Use : uint8_t { kRead = 0, kWrite = 1, kRefresh = 2, kTurn = 3 };
+
+// What kept the data bus, for those who ask (read by sim/verilator.py in this order).
+struct BusUse {
+  Time start, end;      // on the data bus
+  int64_t accepted;     // cycle: at the port, the burst is whole
+  int64_t arrival;      // cycle: the controller sees it
+  int64_t enter;        // cycle: the controller chooses from it
+  int64_t done;         // cycle: its last beat may be shown, its response is due
+  uint32_t address;
+  uint16_t bytes;
+  uint8_t port;
+  uint8_t use;
+};
+
 // Counters only grow; a burst lives in slot `counter % kRing`.
 struct DramPort {
   ReadBurst reads[kRing];
@@ -122,6 +138,9 @@ class Dram {
   }
 
   DramPort& port(int index) { return ports_[index]; }
+
+  // Every use of the data bus goes there from now on; null ends it.
+  void record(std::vector<BusUse>* uses) { uses_ = uses; }
 
   bool inside(uint64_t address, uint64_t bytes) const {
     const uint64_t at = address - base_;  // huge if below
@@ -373,7 +392,8 @@ class Dram {
     }
     if (count_[!direction_] > 0 && (count_[direction_] == 0 || run_ >= p_.turn_accesses)) {
       turn_round(std::max(bus_free_, now - (1 << kFraction)));
-      bus_free_ += direction_ ? p_.read_to_write : p_.write_to_read;
+      const Time turn = direction_ ? p_.read_to_write : p_.write_to_read;
+      keep_bus(kTurn, bus_free_, bus_free_ + turn);
     }
     // The burst that can start first; the oldest of several. There is one: the oldest of a bank
     // is claimed.
@@ -406,7 +426,7 @@ class Dram {
 
     const Time each = entry.write ? p_.write_access : p_.read_access;
     const Time end = start + entry.accesses * each + entry.extra;
-    bus_free_ = end;
+    BusUse* use = keep_bus(entry.write ? kWrite : kRead, start, end);
     Bank& bank = banks_[entry.bank];
     bank.precharge_from =
         std::max(bank.precharge_from, end + (entry.write ? p_.write_recovery : 0));
@@ -414,7 +434,9 @@ class Dram {
 
     DramPort& port = ports_[entry.port];
     if (entry.write) {
-      finish_write(port.writes[entry.slot], end);
+      WriteBurst& burst = port.writes[entry.slot];
+      finish_write(burst, end);
+      if (use) describe(*use, entry, burst, burst.answer);
     } else {
       ReadBurst& burst = port.reads[entry.slot];
       std::memcpy(burst.data, memory_ + (burst.address - base_), burst.beats * beat_bytes_);
@@ -424,7 +446,26 @@ class Dram {
       start = std::max(start, returning);
       returning = start + burst.beats * beat;
       finish_read(burst, start, std::max(beat, (end - start) / burst.beats));
+      if (use) describe(*use, entry, burst, ceil(burst.first + (burst.beats - 1) * burst.pace));
     }
+  }
+
+  BusUse* keep_bus(Use use, Time start, Time end) {
+    bus_free_ = end;
+    if (uses_ == nullptr) return nullptr;
+    uses_->push_back({start, end, 0, 0, 0, 0, 0, 0, 0, use});
+    return &uses_->back();
+  }
+
+  template <class Burst>
+  void describe(BusUse& use, const Entry& entry, const Burst& burst, int64_t done) {
+    use.accepted = burst.arrival - p_.request_cycles;
+    use.arrival = burst.arrival;
+    use.enter = entry.enter >> kFraction;
+    use.done = done;
+    use.address = burst.address;
+    use.bytes = static_cast<uint16_t>(burst.beats * beat_bytes_);
+    use.port = entry.port;
   }
 
   // The row's last user is served: open the row of the oldest burst that waits for this bank.
@@ -448,7 +489,8 @@ class Dram {
 
   void do_refresh(Time now) {
     next_refresh_ += (now - next_refresh_) / p_.refresh_interval * p_.refresh_interval;
-    bus_free_ = std::max(bus_free_, next_refresh_) + p_.precharge + p_.refresh;
+    const Time start = std::max(bus_free_, next_refresh_);
+    keep_bus(kRefresh, start, start + p_.precharge + p_.refresh);
     next_refresh_ += p_.refresh_interval;
     for (int i = 0; i < p_.banks; ++i) {
       Bank& bank = banks_[i];
@@ -481,6 +523,7 @@ class Dram {
   int turn_ = 0;
   bool waiting_for_room_ = false;
   int64_t wake_ = kNever;
+  std::vector<BusUse>* uses_ = nullptr;
 };
 
 }  // namespace tokenfabric

@@ -5,6 +5,8 @@
 //   #define TOKENFABRIC_PORTS(X) X(0) X(1)    X(i) for each m_axi_hp<i>; port 0 also writes
 //   #define TOKENFABRIC_PORT_COUNT 2
 //   #define TOKENFABRIC_PORT_BYTES 8
+//   #define TOKENFABRIC_PROBES(X) X(top__DOT__pc)    X(name) for each signal inside the design
+//   #define TOKENFABRIC_PROBE_COUNT 1                that a recording keeps
 //
 // One cycle, in this order:
 //   1. inputs are driven from the slaves' own state, never from this cycle's outputs,
@@ -22,6 +24,7 @@
 #include <vector>
 
 #include "Vtop.h"
+#include "Vtop___024root.h"
 #include "dram.h"
 #include "ports.h"
 #include "verilated.h"
@@ -52,6 +55,13 @@ struct Counters {
   uint64_t max_reads;  // in flight
   uint64_t max_writes;
   uint64_t bus_errors;  // responses that were not okay
+};
+
+constexpr int kProbes = TOKENFABRIC_PROBE_COUNT;
+
+// A cycle and the values of the probes from then on, as sim/verilator.py reads them.
+struct Probed {
+  int64_t words[1 + kProbes];
 };
 
 struct ReadPins {
@@ -207,6 +217,18 @@ class Harness {
   const char* error() const { return error_.c_str(); }
   const Counters& counters(int port) const { return ports_[port].counters; }
   const std::vector<std::string>& bus_errors() const { return bus_errors_; }
+  const std::vector<BusUse>& uses() const { return uses_; }
+  const std::vector<Probed>& probed() const { return probed_; }
+
+  // Begins a recording of the bus and the probes, or ends it and keeps it.
+  void record(bool on) {
+    if (on) {
+      uses_.clear();
+      probed_.clear();
+    }
+    recording_ = on;
+    dram_.record(on ? &uses_ : nullptr);
+  }
   void stick(int port, bool stuck) { ports_[port].stuck = stuck; }
   void fail_read(int64_t number) { fail_read_ = number > 0 ? reads_ + number : 0; }
 
@@ -235,12 +257,22 @@ class Harness {
         fail("s_axi_ctrl: response without a request");
       }
     }
+    if (recording_) probe();
     top_.clk = 1;
     top_.eval();
 #if VM_TRACE
     if (trace_) trace_->dump(static_cast<uint64_t>(2 * cycle_ + 1));
 #endif
     ++cycle_;
+  }
+
+  void probe() {
+#define TOKENFABRIC_PROBE(name) , top_.rootp->name
+    const Probed now = {{cycle_ TOKENFABRIC_PROBES(TOKENFABRIC_PROBE)}};
+#undef TOKENFABRIC_PROBE
+    if (probed_.empty() ||
+        std::memcmp(now.words + 1, probed_.back().words + 1, kProbes * sizeof now.words[0]))
+      probed_.push_back(now);
   }
 
   // True in a share of the cycles while throttled: the channel is held back.
@@ -496,6 +528,9 @@ class Harness {
   uint64_t random_ = 1;
   std::string error_;
   std::vector<std::string> bus_errors_;
+  bool recording_ = false;
+  std::vector<BusUse> uses_;
+  std::vector<Probed> probed_;
 };
 
 }  // namespace
@@ -514,6 +549,7 @@ void* tf_open(const tokenfabric::DramParameters* dram, uint64_t base, uint64_t s
 }
 void tf_close(void* h) { delete static_cast<Harness*>(h); }
 int tf_ports() { return tokenfabric::kPorts; }
+int tf_probes() { return tokenfabric::kProbes; }
 int tf_port_bytes() { return tokenfabric::kBeatBytes; }
 uint8_t* tf_memory(void* h) { return static_cast<Harness*>(h)->memory(); }
 void tf_reset(void* h) { static_cast<Harness*>(h)->reset(); }
@@ -536,6 +572,17 @@ const char* tf_bus_error(void* h, uint64_t number) {
 }
 void tf_throttle(void* h, uint64_t seed, int stalls) {
   static_cast<Harness*>(h)->throttle(seed, stalls);
+}
+void tf_record(void* h, int on) { static_cast<Harness*>(h)->record(on); }
+const void* tf_uses(void* h, uint64_t* count) {
+  const auto& uses = static_cast<Harness*>(h)->uses();
+  *count = uses.size();
+  return uses.data();
+}
+const void* tf_probed(void* h, uint64_t* count) {
+  const auto& probed = static_cast<Harness*>(h)->probed();
+  *count = probed.size();
+  return probed.data();
 }
 void tf_stick(void* h, int port, int stuck) { static_cast<Harness*>(h)->stick(port, stuck); }
 void tf_fail_read(void* h, int64_t number) { static_cast<Harness*>(h)->fail_read(number); }

@@ -10,9 +10,12 @@ A cycle of the simulation is a cycle of the fabric clock; memory runs at its own
 from __future__ import annotations
 
 import ctypes
+import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenfabric.sim.axi_monitor import AxiProtocolError, SimulationError
@@ -36,6 +39,7 @@ FAST = "-O2"  # -Os, Verilator's own choice, runs at half the speed; -O3 is no f
 SLOW = "-O0"  # constructors and the like, run once and half of the code
 SPLIT_ABOVE = 400_000  # bytes of generated C++ worth a second compiler process
 RUN_CHUNK = 1 << 17  # cycles between looks for Ctrl-C
+PROBE = 'public_flat_rd -module "top" -var "{}"\n'
 LITE_CYCLES = 10_000  # a register access without an answer by then never gets one
 
 DEFAULT_BASE = 0x1000_0000
@@ -50,6 +54,7 @@ def build(
     *,
     ports: int,
     port_bytes: int,
+    probes: Sequence[str] = (),
     waves: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -58,27 +63,30 @@ def build(
     ``verilog`` holds a module ``top`` with ``clk``, ``rst``, ``irq``, an AXI4-Lite slave
     ``s_axi_ctrl_*`` (32-bit data) and AXI masters ``m_axi_hp<i>_*`` of ``port_bytes`` (8 or 16)
     for i in 0..``ports``-1, all of which read and of which 0 writes. ``waves`` builds one that can
-    write a VCD, at a third of the speed.
+    write a VCD, at a third of the speed. ``probes`` names signals of at most 32 bits in ``top``
+    that a recording keeps.
 
     ``UserError`` if a tool is missing or the build fails; then with the place of its output.
     """
     if not 1 <= ports <= 8 or port_bytes not in (8, 16):
         raise ValueError(f"ports={ports} (1..8), port_bytes={port_bytes} (8 or 16)")
     here = Path(__file__).parent
-    header = ports_header(ports, port_bytes)
+    header = ports_header(ports, port_bytes, probes)
     key = digest(
-        verilog, header, *((here / name).read_text() for name in SOURCES), verilator().version,
-        *compiler(), *VERILATE, *COMPILE, FAST, SLOW, f"waves={waves}",
+        verilog, header, PROBE, *((here / name).read_text() for name in SOURCES),
+        verilator().version, *compiler(), *VERILATE, *COMPILE, FAST, SLOW, f"waves={waves}",
     )  # fmt: skip
 
     def make(directory: Path) -> None:
         (directory / "top.v").write_text(verilog)
         (directory / "ports.h").write_text(header)
+        config = "".join(PROBE.format(name) for name in probes)
+        (directory / "probes.vlt").write_text("`verilator_config\n" + config)
         for name in SOURCES:
             shutil.copy(here / name, directory)
         trace = ["--trace-vcd"] if waves else []
         command = [*verilator().command, *VERILATE, *trace, "--top-module", "top", "--prefix",
-                   "Vtop", "-Mdir", ".", "top.v"]  # fmt: skip
+                   "Vtop", "-Mdir", ".", "probes.vlt", "top.v"]  # fmt: skip
         run_all([("Verilator", command)], directory, progress)
         flags = [*_compile_flags(waves), "-I."]
         objects, commands = [], []
@@ -97,13 +105,18 @@ def build(
     return cached("verilated", key, make, progress) / "top.so"
 
 
-def ports_header(ports: int, port_bytes: int) -> str:
-    """The header that tells harness.cpp what ports the design has."""
+def ports_header(ports: int, port_bytes: int, probes: Sequence[str]) -> str:
+    """The header that tells harness.cpp what ports and probes the design has."""
     each = " ".join(f"X({i})" for i in range(ports))
+    # Verilator's name of a variable: other characters than letters and digits in hexadecimal.
+    mangled = (re.sub(r"\W", lambda c: f"__0{ord(c[0]):02x}", name) for name in probes)
+    named = " ".join(f"X(top__DOT__{name})" for name in mangled)
     return (
         f"#define TOKENFABRIC_PORTS(X) {each}\n"
         f"#define TOKENFABRIC_PORT_COUNT {ports}\n"
         f"#define TOKENFABRIC_PORT_BYTES {port_bytes}\n"
+        f"#define TOKENFABRIC_PROBES(X) {named}\n"
+        f"#define TOKENFABRIC_PROBE_COUNT {len(probes)}\n"
     )
 
 
@@ -179,6 +192,26 @@ class PortCounters:
 class _Counters(ctypes.Structure):
     NAMES = tuple(field.name for field in fields(PortCounters))
     _fields_ = tuple((name, ctypes.c_uint64) for name in NAMES)
+
+
+BUS_USE = np.dtype(
+    [("start", "i8"), ("end", "i8"), ("accepted", "i8"), ("arrival", "i8"), ("enter", "i8"),
+     ("done", "i8"), ("address", "u4"), ("bytes", "u2"), ("port", "u1"), ("use", "u1")]
+)  # fmt: skip
+"""``struct BusUse`` of dram.h: ``start`` and ``end`` in cycles << 16, the others in cycles."""
+READ, WRITE, REFRESH, TURN = range(4)  # ``use``
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What :meth:`VerilatedTop.record` has kept.
+
+    ``bus``: BUS_USE, one after the other in time. ``probes``: rows of a cycle and the values from
+    then on, one whenever a value has changed.
+    """
+
+    bus: np.ndarray
+    probes: np.ndarray
 
 
 class VerilatedTop:
@@ -300,6 +333,23 @@ class VerilatedTop:
         """The ``number``-th read burst from now, over all ports, returns SLVERR; 0 = none."""
         self._lib.tf_fail_read(self._live(), number)
 
+    def record(self, on: bool) -> None:
+        """Begin to record all that keeps the DRAM's data bus, and the probes; or end it."""
+        self._lib.tf_record(self._live(), on)
+
+    def recording(self) -> Recording:
+        """A copy of the last recording."""
+        probed = np.dtype(("i8", (1 + self._lib.tf_probes(),)))
+        return Recording(
+            self._records(self._lib.tf_uses, BUS_USE), self._records(self._lib.tf_probed, probed)
+        )
+
+    def _records(self, function: Any, dtype: np.dtype) -> np.ndarray:
+        count = ctypes.c_uint64()
+        at = function(self._live(), ctypes.byref(count))
+        data = ctypes.string_at(at, count.value * dtype.itemsize) if count.value else b""
+        return np.frombuffer(data, dtype)
+
     def stick(self, port: int, stuck: bool = True) -> None:
         """From now on port ``port`` takes no address and no data to write, until unstuck."""
         if not 0 <= port < self.ports:
@@ -358,6 +408,10 @@ def _load(library: Path) -> ctypes.CDLL:
         ("tf_bus_error", text, handle, u64),
         ("tf_throttle", None, handle, u64, i32),
         ("tf_stick", None, handle, i32, i32),
+        ("tf_record", None, handle, i32),
+        ("tf_probes", i32),
+        ("tf_uses", handle, handle, ctypes.POINTER(u64)),
+        ("tf_probed", handle, handle, ctypes.POINTER(u64)),
         ("tf_fail_read", None, handle, i64),
         ("tf_trace", i32, handle, text),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from tokenfabric.commands.options import (
@@ -20,6 +21,7 @@ from tokenfabric.errors import UserError
 from tokenfabric.progress import Progress
 
 WEIGHTS = ("w8",)
+PICTURES = (".png", ".svg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="positions in the KV cache of a decode step (default: 64)",
     )
     add("--rows", type=integer(1, MAX_COUNT), metavar="M", help="measure a prefill of M tokens")
+    add("--account", action="store_true", help="say where every cycle of the DRAM goes")
+    add("--timeline", metavar="FILE", help="draw a step to a .png or .svg")
     add_json(parser)
 
 
@@ -43,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
     from tokenfabric.shape import shape_from
 
     check_output(args.json)
+    check_output(args.timeline)
+    if args.timeline is not None and Path(args.timeline).suffix.lower() not in PICTURES:
+        raise UserError(f"--timeline {args.timeline}: give a file name that ends in .png or .svg")
     if args.weights not in WEIGHTS:
         raise UserError(f"--weights {args.weights}: not supported yet; use {', '.join(WEIGHTS)}")
     cfg, shape = preset(args.preset), shape_from(args.shape)
@@ -76,13 +83,48 @@ def _measure(args: argparse.Namespace, cfg: Any, shape: Any, progress: Progress)
     )
     verilog = cached_verilog(cfg, progress)
     device = make_device("verilator", cfg, image.memory(), verilog=verilog, progress=progress)
+    watched = args.account or args.timeline is not None
+    device.bus.top.record(watched)
     progress("simulating")
     if args.rows is None:
         result = measure_decode(device, cfg, image, args.context)
     else:
         result = measure_prefill(device, cfg, image, args.rows)
+    if watched:
+        progress("accounting")
+        result.update(_explain(args, device, image, result))
     digest = sha256(verilog.encode()).hexdigest()
     return {**result, "fingerprint": device.fingerprint, "verilog_sha256": digest}
+
+
+def _explain(args: argparse.Namespace, device: Any, image: Any, result: Any) -> dict[str, Any]:
+    """The account, if wanted, after drawing the last step, if wanted."""
+    from tokenfabric.sim.account import account, traces
+
+    spans = result["spans"]
+    explained = traces(device.bus.top.recording(), image, device.bus.bases, spans)
+    if args.timeline is not None:
+        from tokenfabric.sim.timeline import draw
+
+        job, *span = spans[-1]
+        what = f"a step of {args.shape} on {args.preset}"
+        draw(args.timeline, explained[job], (span[0], span[1]), what)
+    return {"account": account(explained, spans)} if args.account else {}
+
+
+def _account_table(account: dict[str, Any]) -> list[tuple[str, str, str]]:
+    from tokenfabric.sim.account import LOST
+
+    def row(name: str, cycles: float, remark: str = "") -> tuple[str, str, str]:
+        return f"  {name}", number(cycles, 1), f"{percent(cycles / account['cycles']):>7}  {remark}"
+
+    rows = [("the DRAM's data bus", number(account["cycles"], 1), "cycles per step")]
+    rows += [row(name, cycles) for name, cycles in account["data"].items() if cycles]
+    for cause, entry in account["lost"].items():
+        if entry["cycles"]:
+            rows.append(row(cause, entry["cycles"], LOST[cause]))
+        rows += [row(f"  {who}", cycles) for who, cycles in entry.get("waiting_for", {}).items()]
+    return rows
 
 
 def _table(result: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -103,4 +145,4 @@ def _table(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         if name != "cycles" and not name.endswith("_beats"):
             share = percent(value / counters["cycles"])
             rows.append(("  " + name.replace("_", " "), share, "of all cycles"))
-    return rows
+    return rows + (_account_table(result["account"]) if "account" in result else [])
