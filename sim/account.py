@@ -8,7 +8,7 @@ cycle (``sim/dram.h``), so the parts of a step add up to its cycles exactly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,7 @@ def trace(recording: Recording, image: Image, bases: Sequence[int], job: int, cy
     lasts = np.diff(at, append=cycles)
     program = _program(image)
     bars = {unit: _bars(unit, at, pc, bits, cycles, program) for unit in UNITS}
+    bars["writer"] = _writes(recording.bus, start, cycles)
     who = _who(at, pc, bits, bars, program)
     edges, cause, state = _causes(recording.bus, image, bases, start, cycles, at, bits)
     return Trace(
@@ -176,6 +177,20 @@ def _bars(
         if unit != "softmax" and not (unit == "array" and bits["ATTENTION_BUSY"][i]):
             label, count = mine[count], count + 1
         bars.append(Bar(int(at[i]), int(ends[j]), label))
+    return bars
+
+
+def _writes(bus: np.ndarray, start: int, cycles: int) -> list[Bar]:
+    """When writes are under way: from the port to the response."""
+    bus = bus[bus["use"] == WRITE]
+    bars: list[Bar] = []
+    for begin, end in zip(bus["accepted"] - start, bus["done"] - start):
+        if begin < 0 or begin >= cycles:
+            continue
+        if bars and begin <= bars[-1].end:
+            bars[-1] = replace(bars[-1], end=int(max(end, bars[-1].end)))
+        else:
+            bars.append(Bar(int(begin), int(end), "write"))
     return bars
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,37 +23,60 @@ LAYERS = {
     "latency": ("#999999", ("latency",)),
     "not requested": ("#eeeeee", ("not requested",)),
 }
-COLOURS = {"matmul": "#99bbdd", "load": "#556677", "norm": "#ddaa77", "rope": "#88bb88",
-           "append": "#cccc77", "swiglu": "#cc99bb", "attend": "#ddbbdd"}  # fmt: skip
-ROWS = ("array", "attention", "softmax", "vector")
+COLOURS = {
+    "attend": "#ddbbdd",
+    "matmul": "#99bbdd",
+    "load": "#556677",
+    "write": "#ccbb44",
+    "norm": "#dd8844",
+    "swiglu": "#bb5599",
+    "append": "#aaaa33",
+    "rope": "#559955",
+}
+NARROW = 0.0015  # of the width: a bar that can just be seen
+ROWS = ("array", "attention", "softmax", "vector", "writer")
+SILENT = ("softmax", "writer")  # what they do is in the name
 
 
 def draw(path: str, trace: Trace, span: tuple[int, int], title: str) -> None:
     """The cycles of ``span`` of a trace to a PNG or SVG file, above one of its layers enlarged."""
+    trace = _since(trace, span[0])
+    span = (0, span[1] - span[0])
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.patches import Patch
 
-    panels = [(span, f"{title}: {span[1] - span[0]:,} cycles")]
-    attends = [bar.begin for bar in trace.bars["attention"] if span[0] <= bar.begin < span[1]]
+    panels = [(span, f"{title}: {span[1]:,} cycles")]
+    attends = [bar.begin for bar in trace.bars["attention"] if 0 <= bar.begin < span[1]]
     if len(attends) > 2:
         middle = len(attends) // 2
         panels.append(((attends[middle - 1], attends[middle]), "of these, one layer"))
     figure, grid = pyplot.subplots(
-        2 * len(panels), 1, figsize=(15, 4.4 * len(panels)), layout="constrained",
-        gridspec_kw={"height_ratios": [2, 2.2] * len(panels)},
+        2 * len(panels), 1, figsize=(15, 5 * len(panels)), layout="constrained",
+        gridspec_kw={"height_ratios": [2, 3.2] * len(panels)},
     )  # fmt: skip
     for number, (inside, text) in enumerate(panels):
         bus, units = grid[2 * number : 2 * number + 2]
         bus.set_title(text, loc="left", fontsize=11)
         _bus(bus, trace, inside)
-        _units(units, trace, inside, span[0])
-    handles = [Patch(color=colour, label=name) for name, (colour, _) in LAYERS.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+        _units(units, trace, inside)
+    bus = [Patch(color=colour, label=name) for name, (colour, _) in LAYERS.items()]
+    ran = [Patch(color=colour, label=name) for name, colour in COLOURS.items()]
+    both = [patch for column in zip(bus, ran) for patch in column]  # two rows, filled by columns
+    figure.legend(handles=both, loc="outside lower center", ncols=len(bus), frameon=False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def _since(trace: Trace, zero: int) -> Trace:
+    """The same with times counted from ``zero``."""
+    bars = {
+        unit: [replace(bar, begin=bar.begin - zero, end=bar.end - zero) for bar in those]
+        for unit, those in trace.bars.items()
+    }
+    return replace(trace, edges=trace.edges - zero * ONE, bars=bars)
 
 
 def _shares(trace: Trace, edges: np.ndarray) -> np.ndarray:
@@ -78,7 +102,7 @@ def _bus(axes: Any, trace: Trace, inside: tuple[int, int]) -> None:
     axes.set_xticks([])
 
 
-def _units(axes: Any, trace: Trace, inside: tuple[int, int], zero: int) -> None:
+def _units(axes: Any, trace: Trace, inside: tuple[int, int]) -> None:
     from matplotlib.ticker import FuncFormatter
 
     for row, unit in enumerate(ROWS):
@@ -87,21 +111,21 @@ def _units(axes: Any, trace: Trace, inside: tuple[int, int], zero: int) -> None:
             _bar(axes, row, unit, bar, inside)
     axes.set(xlim=inside, ylim=(len(ROWS) - 0.5, -0.5), yticks=range(len(ROWS)), yticklabels=ROWS)
     axes.tick_params(axis="y", length=0)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x - zero:,.0f}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     axes.set_xlabel("cycles since the start of the step", fontsize=9)
 
 
 def _bar(axes: Any, row: int, unit: str, bar: Bar, inside: tuple[int, int]) -> None:
     begin, end = max(bar.begin, inside[0]), min(bar.end, inside[1])
-    label = "" if unit == "softmax" or (unit == "array" and bar.label == "attend") else bar.label
-    axes.barh(
-        row, end - begin, left=begin, height=0.8, linewidth=0.3, edgecolor="white",
-        color=COLOURS[bar.label],
-    )  # fmt: skip
-    share = (end - begin) / (inside[1] - inside[0])
+    inner = unit == "array" and bar.label == "attend"
+    label = "" if unit in SILENT or inner else bar.label
+    whole = inside[1] - inside[0]
+    share = (end - begin) / whole
+    axes.barh(row, max(share, NARROW) * whole, left=begin, height=0.8, color=COLOURS[bar.label],
+              linewidth=0.3 if share > 3 * NARROW else 0, edgecolor="white")  # fmt: skip
     wide, tall = share > 0.009 * len(label), share > 0.011  # room for the text, lying or standing
     if label and (wide or tall):
         axes.text(
-            (begin + end) / 2, row, label, ha="center", va="center", fontsize=8, clip_on=True,
+            (begin + end) / 2, row, label, ha="center", va="center", fontsize=7, clip_on=True,
             rotation=0 if wide else 90,
         )  # fmt: skip

@@ -98,7 +98,7 @@ def _measure(args: argparse.Namespace, cfg: Any, shape: Any, progress: Progress)
 
 
 def _explain(args: argparse.Namespace, device: Any, image: Any, result: Any) -> dict[str, Any]:
-    """The account, if wanted, after drawing the last step, if wanted."""
+    """The account, if wanted, after drawing a step, if wanted."""
     from tokenfabric.sim.account import account, traces
 
     spans = result["spans"]
@@ -106,7 +106,7 @@ def _explain(args: argparse.Namespace, device: Any, image: Any, result: Any) -> 
     if args.timeline is not None:
         from tokenfabric.sim.timeline import draw
 
-        job, *span = spans[-1]
+        job, *span = spans[len(spans) // 2]  # no first and no last one: they are special
         what = f"a step of {args.shape} on {args.preset}"
         draw(args.timeline, explained[job], (span[0], span[1]), what)
     return {"account": account(explained, spans)} if args.account else {}
