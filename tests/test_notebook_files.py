@@ -31,4 +31,4 @@ def test_what_a_file_holds(path):
 
 
 def test_there_are_notebooks():
-    assert [path.name[0] for path in NOTEBOOKS] == ["1"]
+    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2"]

@@ -5,9 +5,11 @@ import pytest
 from amaranth.sim import Simulator
 from softmax_jobs import Job, pack, pack_fields, unpack
 from tokenfabric.rtl.softmax import ALIGN_BITS, Exponential, SoftmaxUnit
+from tokenfabric.sim.pysim_softmax import simulate_softmax
 
 from tokenfabric import ops
 from tokenfabric.config import preset
+from tokenfabric.errors import UserError
 from tokenfabric.fixed import ceil_div
 
 TINY = preset("tiny")
@@ -151,3 +153,21 @@ def test_exponential_everywhere(align):
     sim.add_testbench(bench)
     sim.run_until(1e-6 * (len(scores) + 100))
     assert got == expected.tolist()
+
+
+@pytest.mark.parametrize("name", ["tiny", "pynq-z2"])
+@pytest.mark.parametrize("count", [1, 8, 33])
+def test_one_row_for_notebooks(name, count):
+    cfg, rng = preset(name), np.random.default_rng(count)
+    scores = rng.integers(-3000, 3000, count)
+    found = simulate_softmax(cfg, scores, 1)
+    p, total = ops.softmax(scores, np.ones(count, bool), 1)
+    assert found.p.tolist() == p.tolist()
+    assert (found.mult, found.shift) == ops.attention_scale(total)
+    assert sum(found.waves["score_valid"]) == ceil_div(count, cfg.rows) * cfg.k_chunks
+    assert sum(found.waves["row_scale_valid"]) == 1
+
+
+def test_a_row_longer_than_the_context_is_refused():
+    with pytest.raises(UserError, match="513 scores"):
+        simulate_softmax(TINY, np.zeros(513, int), 0)

@@ -9,16 +9,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenfabric.commands.inputs import load_image, shipped_model
+from tokenfabric.commands import inputs
 from tokenfabric.errors import UserError
 from tokenfabric.host.text import LLM
 from tokenfabric.progress import Progress
 
 if TYPE_CHECKING:
     from tokenfabric.host.pynq_device import Board
+    from tokenfabric.host.tokenizer import Tokenizer
+    from tokenfabric.quant.qmodel import QModel
     from tokenfabric.sim.board import VirtualBoard
 
-__all__ = ["load", "open_board"]
+__all__ = ["load", "load_model", "open_board"]
 
 VIRTUAL = "kv260", "pynq-z2"  # a board that every pynq knows, an accelerator quickly simulated
 _ending = ExitStack()  # ends the virtual board with the program
@@ -76,10 +78,10 @@ def load(
     Face folder; the shipped one by default. slots: texts at a time. The other options are those of
     ``tokenfabric generate``.
     """
-    path = shipped_model() if model is None else Path(model)
+    path = inputs.shipped_model() if model is None else Path(model)
     accelerator = preset if isinstance(on, str) else on.config
     with Progress() as progress:
-        cfg, image = load_image(path, tokenizer, accelerator, context, progress, slots)
+        cfg, image = inputs.load_image(path, tokenizer, accelerator, context, progress, slots)
         if image.slots < slots:
             raise UserError(
                 f"{path}: was compiled with {image.slots} slots, not {slots}; compile it again"
@@ -91,3 +93,13 @@ def load(
         else:
             device = on.device(image)
         return LLM(device, image, progress=progress)
+
+
+def load_model(
+    model: str | Path | None = None, tokenizer: str | None = None
+) -> tuple[QModel, Tokenizer]:
+    """The integers of a model, for the reference, and its tokenizer; arguments as of ``load``."""
+    path = inputs.shipped_model() if model is None else Path(model)
+    with Progress() as progress:
+        found = inputs.load_model(path, tokenizer, progress)
+    return found, inputs.tokenizer_of(found.tokenizer, path)

@@ -56,3 +56,10 @@ def test_demo_board(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert STORY in done.stdout and "(virtual)" in done.stdout
+
+
+def test_inside_the_softmax(tmp_path, monkeypatch):
+    outputs = execute("2_inside_the_softmax.ipynb", tmp_path, monkeypatch)
+    assert len(shown(outputs, "image/png")) == 5
+    assert "every weight equal: True" in printed(outputs)
+    assert "the multiplier, too: True" in printed(outputs)
