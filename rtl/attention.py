@@ -78,13 +78,11 @@ class AttentionPlan(wiring.Component):
         slot, pairs = Signal(8), Signal(16)  # pairs: rows of the group x query heads per KV head
         positions, beats = Signal(16), Signal(24)
         kv_at, scale_at = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
-        kv_head, query, within = Signal(8), Signal(8), Signal(8)
+        query, kv_heads_left, heads_left = Signal(8), Signal(8), Signal(8)  # after this one
         together = Signal()
-        following = Signal(count_shape(cfg))
-        end = first + count
+        following = Signal(count_shape(cfg))  # first + count
         m.d.comb += [
             together.eq(pairs <= cfg.max_rows),
-            following.eq(end),
             self.row_index.eq(following),
         ]
         # Every field that does not depend on the state is driven all the time.
@@ -103,7 +101,8 @@ class AttentionPlan(wiring.Component):
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.cmd.ready.eq(1)
-                m.d.sync += [cmd.eq(self.cmd.payload), first.eq(0), count.eq(0)]
+                m.d.sync += [cmd.eq(self.cmd.payload), following.eq(0), count.eq(0)]
+                m.d.sync += first.eq(0)
                 with m.If(self.cmd.valid):
                     m.next = "GROUP"
             with m.State("GROUP"):  # one row per cycle, while it belongs to the group
@@ -111,6 +110,7 @@ class AttentionPlan(wiring.Component):
                 with m.If(begin | ((following != self.rows) & (self.row.slot == slot))):
                     m.d.sync += [
                         count.eq(count + 1),
+                        following.eq(following + 1),
                         pairs.eq(Mux(begin, cmd.group, pairs + cmd.group)),
                         positions.eq(self.row.position + 1),
                         slot.eq(self.row.slot),
@@ -121,11 +121,15 @@ class AttentionPlan(wiring.Component):
                             scale_at.eq(cmd.imm2 + self.row.scale_slot),
                         ]
                 with m.Else():
-                    m.d.sync += [kv_head.eq(0), query.eq(0), within.eq(0)]
+                    m.d.sync += [
+                        query.eq(0),
+                        kv_heads_left.eq(cmd.heads - 1),
+                        heads_left.eq(cmd.group - 1),
+                    ]
                     m.d.sync += beats.eq(multiply(positions, cmd.head_chunks))
                     m.next = "JOB"
-            head_done = together | (within + 1 == cmd.group)
-            heads_done = head_done & (kv_head + 1 == cmd.heads)
+            head_done = together | (heads_left == 0)
+            heads_done = head_done & (kv_heads_left == 0)
             with m.State("JOB"):  # first: K may not fit the buffer before the job consumes it
                 m.d.comb += [
                     self.jobs.valid.eq(1),
@@ -158,11 +162,11 @@ class AttentionPlan(wiring.Component):
                         m.next = after
             with m.State("HEAD"):  # to the next query head, KV head or group
                 m.next = "JOB"
-                m.d.sync += [query.eq(query + job.heads), within.eq(within + 1)]
+                m.d.sync += [query.eq(query + job.heads), heads_left.eq(heads_left - 1)]
                 with m.If(head_done):
                     m.d.sync += [
-                        within.eq(0),
-                        kv_head.eq(kv_head + 1),
+                        heads_left.eq(cmd.group - 1),
+                        kv_heads_left.eq(kv_heads_left - 1),
                         kv_at.eq(kv_at + self.kv_head),
                         scale_at.eq(scale_at + self.scale_head),
                     ]

@@ -68,7 +68,8 @@ def read_client(cfg: FabricConfig) -> wiring.Signature:
 class Splitter(wiring.Component):
     """Cuts commands into bursts that do not cross blocks of 16 beats (128 bytes, so never 4 KB).
 
-    First burst one cycle after the command, one burst per cycle. Low address bits within a beat are
+    First burst one cycle after the command, one burst per cycle; the next command is taken in the
+    cycle after the last burst. Low address bits within a beat are
     ignored. ``beats`` of a command must not be 0.
 
     Members
@@ -99,18 +100,22 @@ class Splitter(wiring.Component):
             o.payload.last.eq(left <= room),
             o.payload.burst.beats.eq(Mux(o.payload.last, left, room)),
             o.payload.burst.addr.eq(Cat(Const(0, low), within, block)),
-            i.ready.eq(~o.valid | (o.ready & o.payload.last)),
+            i.ready.eq(~o.valid),  # so that no path leads from the ports to who commands
         ]
         with m.If(o.valid & o.ready):
-            m.d.sync += [block.eq(block + 1), within.eq(0), left.eq(left - room)]
+            m.d.sync += [
+                block.eq(block + 1),
+                within.eq(0),
+                left.eq(left - room),
+                o.valid.eq(~o.payload.last),
+            ]
         with m.If(i.ready):
-            m.d.sync += o.valid.eq(i.valid)
-            with m.If(i.valid):
-                m.d.sync += [
-                    Cat(within, block).eq(i.payload.offset >> low),
-                    left.eq(i.payload.beats),
-                    o.payload.tag.eq(i.payload.tag),
-                ]
+            m.d.sync += [
+                o.valid.eq(i.valid),
+                Cat(within, block).eq(i.payload.offset >> low),
+                left.eq(i.payload.beats),
+                o.payload.tag.eq(i.payload.tag),
+            ]
         return m
 
 

@@ -168,13 +168,11 @@ class Supervisor(wiring.Component):
             bites.eq((self.watchdog != 0) & (idle_cycles >= self.watchdog)),
             idle_cycles.eq(Mux(self.progress, 0, idle_cycles + 1)),
             quiet_now.eq(self.quiet),
+            self.unit_reset.eq(0),
         ]
         with m.FSM() as fsm:
-            m.d.comb += [
-                self.running.eq(fsm.ongoing("RUN")),
-                self.halt.eq(~fsm.ongoing("RUN")),
-                self.unit_reset.eq(fsm.ongoing("RESET")),
-            ]
+            m.d.comb += self.running.eq(fsm.ongoing("RUN"))
+            m.d.sync += self.halt.eq(~fsm.ongoing("RUN"))  # a register: it goes to every port
             with m.State("IDLE"):
                 with m.If(self.start):
                     m.d.sync += [
@@ -189,6 +187,7 @@ class Supervisor(wiring.Component):
                     m.next = "QUIET"
             with m.State("QUIET"):
                 with m.If(quiet_now):
+                    m.d.sync += self.unit_reset.eq(1)  # a register: it goes everywhere
                     m.next = "RESET"
                 with m.Elif(bites | self.reset):
                     m.d.sync += [self.state.eq(State.ERROR), self.code.eq(Error.WATCHDOG)]

@@ -66,23 +66,36 @@ class _Loops(wiring.Component):
         cmd = self.cmd
         is_v = cmd.kind == MatmulKind.V
         is_load = cmd.kind == MatmulKind.LOAD
-        end_inner, end_outer = Signal(COUNT_BITS), Signal(COUNT_BITS)
+        inners, outers = Signal(COUNT_BITS), Signal(COUNT_BITS)
+        before_inner, before_outer = Signal(COUNT_BITS), Signal(COUNT_BITS)  # the last but one
+        one_inner = Signal()
         m.d.comb += [
-            self.last_inner.eq(self.inner == end_inner),
-            self.last_outer.eq(self.outer == end_outer),
+            inners.eq(Mux(is_load, 1, Mux(is_v, cmd.n, cmd.k))),
+            outers.eq(Mux(is_v, cmd.k, cmd.n)),
         ]
         with m.If(self.start):
             m.d.sync += [
                 self.running.eq(1),
                 self.inner.eq(0),
                 self.outer.eq(0),
-                end_inner.eq(Mux(is_load, 0, Mux(is_v, cmd.n, cmd.k) - 1)),
-                end_outer.eq(Mux(is_v, cmd.k, cmd.n) - 1),
+                before_inner.eq(inners - 2),
+                before_outer.eq(outers - 2),
+                one_inner.eq(inners == 1),
+                self.last_inner.eq(inners == 1),
+                self.last_outer.eq(outers == 1),
             ]
         with m.Elif(self.step):
-            m.d.sync += self.inner.eq(self.inner + 1)
+            m.d.sync += [
+                self.inner.eq(self.inner + 1),
+                self.last_inner.eq(self.inner == before_inner),
+            ]
             with m.If(self.last_inner):
-                m.d.sync += [self.inner.eq(0), self.outer.eq(self.outer + 1)]
+                m.d.sync += [
+                    self.inner.eq(0),
+                    self.last_inner.eq(one_inner),
+                    self.outer.eq(self.outer + 1),
+                    self.last_outer.eq(self.outer == before_outer),
+                ]
                 with m.If(self.last_outer):
                     m.d.sync += self.running.eq(0)
         return m
@@ -261,7 +274,8 @@ class Issue(wiring.Component):
         new_tile = self.index == 0
         new_block = new_tile & (loops.inner == 0)
         full = (cmd.dest == MatmulDest.LOGITS) & new_block & ~self.room
-        last_row = self.index == cmd.m - 1
+        end_row = Signal.like(self.index)
+        last_row = self.index == end_row
         offset = Signal(CHUNK_BITS)  # of the row-block in the row, in chunks
         m.d.comb += [
             self.going.eq(loops.running & ~(new_tile & (~self.loaded | full))),
@@ -272,6 +286,7 @@ class Issue(wiring.Component):
             loops.cmd.eq(cmd),
             loops.step.eq(self.going & last_row),
         ]
+        m.d.sync += end_row.eq(cmd.m - 1)
         with m.If(self.going):
             m.d.sync += self.index.eq(Mux(last_row, 0, self.index + 1))
         with m.If(self.start):
@@ -365,7 +380,9 @@ class Drain(wiring.Component):
         m.submodules.requantize = requantize = Requantize(cfg, tag)
         is_v, is_stream = cmd.kind == MatmulKind.V, cmd.kind == MatmulKind.STREAM
         block = Signal(COUNT_BITS)
-        last_row, last_block = self.index == cmd.m - 1, block == cmd.n - 1
+        end_row, end_block = Signal.like(self.index), Signal.like(block)
+        m.d.sync += [end_row.eq(cmd.m - 1), end_block.eq(cmd.n - 1)]
+        last_row, last_block = self.index == end_row, block == end_block
         group = (cfg.scale_channels // cfg.cols - 1).bit_length()
         part = block[:group] & is_stream.replicate(group)
         group_ends = ~is_stream | block[:group].all() if group else 1

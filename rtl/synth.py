@@ -1,7 +1,9 @@
-"""What a design takes of an FPGA: yosys synthesis, counted, and its longest paths in LUT levels.
+"""What a design takes of an FPGA: yosys synthesis, counted, and its longest paths.
 
 No place and route: the counts are those before packing, and there is no clock frequency. Only the
 LUTs on a path are levels; carry chains and the dedicated multiplexers beside the LUTs are not.
+For xc7, yosys also adds up the delays of the cells on each path (``sta``, with the figures for the
+Artix-7 fabric in its models); wires are not in it, so half the clock period is kept for them.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Target:
     that a cell takes as memory. dsps, brams, urams: shares of a DSP, of a 36-kbit block and of an
     UltraRAM that a cell is.
     levels: cells whose outputs depend on their inputs within the cycle -> LUT levels, besides
-    ``luts`` with 1. ffs: prefixes of the names of flip-flops.
+    ``luts`` with 1. ffs: prefixes of the names of flip-flops. part: the one whose ``capacity`` is
+    given, by the names of the counts. delays: yosys commands that read models
+    of the cells with delays, "" if there are none.
     """
 
     script: str
@@ -42,6 +46,9 @@ class Target:
     brams: dict[str, float] = field(default_factory=dict)
     urams: dict[str, int] = field(default_factory=dict)
     levels: dict[str, int] = field(default_factory=dict)
+    part: str = ""
+    capacity: dict[str, float] = field(default_factory=dict)
+    delays: str = ""
 
 
 _XILINX_LUTRAM = {
@@ -51,9 +58,9 @@ _XILINX_LUTRAM = {
 }  # fmt: skip
 
 
-def _xilinx(family: str, options: str = "") -> Target:
+def _xilinx(family: str, options: str = "", **about: Any) -> Target:
     return Target(
-        script=f"synth_xilinx -family {family} -flatten -noiopad {options} -top top",
+        script=f"synth_xilinx -family {family} -flatten -noiopad -noclkbuf {options} -top top",
         luts={"LUT1": 1, "LUT2": 1, "LUT3": 1, "LUT4": 1, "LUT5": 1, "LUT6": 1, "INV": 1},
         ffs=("FD", "LD"),
         lutrams=_XILINX_LUTRAM,
@@ -61,12 +68,31 @@ def _xilinx(family: str, options: str = "") -> Target:
         brams={"RAMB36E1": 1, "RAMB18E1": 0.5, "RAMB36E2": 1, "RAMB18E2": 0.5},
         urams={"URAM288": 1},
         levels={"CARRY4": 0, "CARRY8": 0, "MUXF7": 0, "MUXF8": 0, "MUXF9": 0},
+        **about,
     )
 
 
 TARGETS = {
-    "xc7": _xilinx("xc7"),
-    "xcup": _xilinx("xcup", "-uram"),
+    "xc7": _xilinx(
+        "xc7",
+        part="xc7z020",
+        capacity={"lut": 53200, "lutram": 17400, "ff": 106400, "dsp": 220, "bram36": 140},
+        delays="read_verilog -lib -specify +/xilinx/cells_sim.v; "
+        "read_verilog -lib +/xilinx/cells_xtra.v",
+    ),
+    "xcup": _xilinx(
+        "xcup",
+        "-uram",
+        part="xck26",
+        capacity={
+            "lut": 117120,
+            "lutram": 57600,
+            "ff": 234240,
+            "dsp": 1248,
+            "bram36": 144,
+            "uram": 64,
+        },
+    ),
     "ecp5": Target(
         script="synth_ecp5 -top top",
         luts={"LUT4": 1, "CCU2C": 2},
@@ -75,6 +101,8 @@ TARGETS = {
         dsps={"MULT18X18D": 1},
         brams={"DP16KD": 0.5, "PDPW16KD": 0.5},
         levels={"CCU2C": 0, "PFUMX": 0, "L6MUX21": 0},
+        part="lfe5u-85f",
+        capacity={"lut": 83640, "ff": 83640, "dsp": 156, "bram36": 104},
     ),
     # Any technology: LUTs of six inputs; multipliers and memories stay what they are.
     "generic": Target(
@@ -89,25 +117,36 @@ TARGETS = {
 }
 
 
+# The netlist alone, and models of cells that have delays instead of those that synthesis has read.
+_STA = (
+    "splitnets; select top; write_rtlil -selected top.il; design -reset; {delays}; "
+    "read_rtlil top.il; tee -q -o sta.txt sta; select top; write_json -selected top.json"
+)
+
+
 def synthesize(
     verilog: str, target: str, progress: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """Synthesize module ``top`` of ``verilog``; see :func:`analyze` for the result."""
     if progress is not None:
         progress(f"synthesizing for {target}")
-    script = f"read_verilog top.v; {TARGETS[target].script}; write_json top.json"
+    about = TARGETS[target]
+    after = _STA.format(delays=about.delays) if about.delays else "write_json top.json"
     with tempfile.TemporaryDirectory(prefix="tokenfabric-") as directory:
         (Path(directory) / "top.v").write_text(verilog)
-        run_yosys(script, Path(directory), DEADLINE)
+        run_yosys(f"read_verilog top.v; {about.script}; {after}", Path(directory), DEADLINE)
         netlist = json.loads((Path(directory) / "top.json").read_text())
-    return analyze(netlist["modules"]["top"], TARGETS[target])
+        sta = (Path(directory) / "sta.txt").read_text() if about.delays else ""
+    return analyze(netlist["modules"]["top"], about, sta)
 
 
-def analyze(module: dict[str, Any], target: Target) -> dict[str, Any]:
-    """Counts and longest paths of a module of a yosys JSON netlist.
+def analyze(module: dict[str, Any], target: Target, sta: str = "") -> dict[str, Any]:
+    """Counts and longest paths of a module of a yosys JSON netlist, and of what ``sta`` said of it.
 
-    lut (with those that are memory: lutram), ff, dsp, bram36, uram, fmax_mhz (None), lut_levels of
-    the longest path, paths: {lut_levels, start, end} of the PATHS worst ends, and cells by type.
+    lut (with those that are memory: lutram), ff, dsp, bram36, uram, share of the part's,
+    dsp_registers: how many DSPs use each of their registers; fmax_mhz (None), lut_levels of the
+    longest path, paths: {lut_levels, start, end} of the PATHS worst ends; cell_delay_ns of the
+    slowest path and its cells; uncovered: what the delays leave out; and cells by type.
     """
     cells: dict[str, int] = {}
     for cell in module["cells"].values():
@@ -119,17 +158,61 @@ def analyze(module: dict[str, Any], target: Target) -> dict[str, Any]:
     luts, blocks = _memories(module)
     lutram = total(target.lutrams) + luts
     paths = _longest_paths(module, target)
-    return {
+    counts = {
         "lut": total(target.luts) + lutram,
         "lutram": lutram,
         "ff": sum(count for kind, count in cells.items() if kind.startswith(target.ffs)),
         "dsp": total(target.dsps),
         "bram36": total(target.brams) + blocks,
         "uram": total(target.urams),
+    }
+    return {
+        **counts,
+        "part": target.part,
+        "share": {name: round(counts[name] / limit, 4) for name, limit in target.capacity.items()},
+        "dsp_registers": _dsp_registers(module),
         "fmax_mhz": None,
         "lut_levels": paths[0]["lut_levels"] if paths else 0,
         "paths": paths,
+        **_slowest_path(module, sta),
         "cells": dict(sorted(cells.items())),
+    }
+
+
+def _dsp_registers(module: dict[str, Any]) -> dict[str, int]:
+    """DSP48s by the registers that they use, of those that multiply."""
+    found = dict.fromkeys("ABMP", 0)
+    for cell in module["cells"].values():
+        registers = cell.get("parameters", {})
+        if cell["type"].startswith("DSP48") and registers.get("USE_MULT") != "NONE":
+            for name in found:
+                found[name] += int(registers.get(f"{name}REG", "0"), 2) != 0
+    return found
+
+
+def _slowest_path(module: dict[str, Any], sta: str) -> dict[str, Any]:
+    """What ``sta`` says: the path with the largest sum of cell delays."""
+    if not sta:
+        return {"cell_delay_ns": None, "slowest": [], "uncovered": ["all: there are no delays"]}
+    names = _net_names(module)
+    steps = []
+    hop = r"^ +(\d+) (.+) \((\w+)\.(\w+)(?:->(\w+))?\)$"
+    for delay, name, kind, pin, output in re.findall(hop, sta, re.MULTILINE):
+        pins = module["cells"][name]["connections"]
+        bits = pins[output] if output else [*pins.get("Q", []), *pins[pin]]  # what is stored
+        signal = next((names[bit] for bit in bits if bit in names), name)
+        steps.append({"ns": int(delay) / 1000, "signal": signal, "cell": f"{kind}.{output or pin}"})
+    without = re.findall(r"(?:Module|Cell type) '(\w+)' (?:has no|not rec|is not a)", sta)
+    found = re.search(r"Latest arrival time in 'top' is (\d+)", sta)
+    return {
+        "cell_delay_ns": int(found[1]) / 1000 if found else None,
+        "slowest": steps[::-1],
+        "uncovered": [
+            "wires",
+            "DSP48: from register to register within a slice, and its enables",
+            "block RAM: its enables",
+            *(f"{kind}: all" for kind in sorted(set(without))),
+        ],
     }
 
 

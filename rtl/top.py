@@ -407,18 +407,18 @@ class Datapath(wiring.Component):
             self.events.eq(Cat(strobes[name] for name, _ in registers.COUNTERS)),
             self.progress.eq(beats.any() | self.writer.beat | self.issue.progress),
         ]
-        m.d.comb += self.error.eq(self.steps.error)
+        m.d.sync += [self.error.eq(self.steps.error), self.error_port.eq(0)]
         with m.If(self.issue.illegal):
-            m.d.comb += self.error.eq(Error.ILLEGAL)
+            m.d.sync += self.error.eq(Error.ILLEGAL)
         with m.If(self.writer.error_axi):
-            m.d.comb += self.error.eq(Error.AXI_WRITE)
+            m.d.sync += self.error.eq(Error.AXI_WRITE)
         with m.If(self.writer.error_window):
-            m.d.comb += self.error.eq(Error.WINDOW)
+            m.d.sync += self.error.eq(Error.WINDOW)
         for number, (window, axi) in enumerate(port_errors):
             with m.If(axi):
-                m.d.comb += [self.error.eq(Error.AXI_READ), self.error_port.eq(number)]
+                m.d.sync += [self.error.eq(Error.AXI_READ), self.error_port.eq(number)]
             with m.If(window):
-                m.d.comb += [self.error.eq(Error.WINDOW), self.error_port.eq(number)]
+                m.d.sync += [self.error.eq(Error.WINDOW), self.error_port.eq(number)]
 
 
 class Top(wiring.Component):

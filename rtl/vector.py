@@ -311,27 +311,26 @@ class CacheAddress(wiring.Component):
         def stage(n, name):
             return Signal(ADDRESS_BITS, name=f"s{n}_{name}", reset_less=True)
 
-        s0_kv_head, s0_scale_head = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
-        with m.If(self.row_end):
-            m.d.sync += [s0_kv_head.eq(0), s0_scale_head.eq(0)]
-        with m.Elif(self.head_end):
+        s1_kv_head, s1_scale_head = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
+        s1_row_end = delay(m, self.row_end, 1, "row_end", reset_less=False)
+        s1_head_end = delay(m, self.head_end, 1, "head_end", reset_less=False)
+        with m.If(s1_row_end):
+            m.d.sync += [s1_kv_head.eq(0), s1_scale_head.eq(0)]
+        with m.Elif(s1_head_end):
             m.d.sync += [
-                s0_kv_head.eq(s0_kv_head + self.kv_head),
-                s0_scale_head.eq(s0_scale_head + self.scale_head),
+                s1_kv_head.eq(s1_kv_head + self.kv_head),
+                s1_scale_head.eq(s1_scale_head + self.scale_head),
             ]
         s1_kv, s2_kv, s3_kv = (stage(n, "kv") for n in (1, 2, 3))
         s1_scale, s2_scale, s3_scale = (stage(n, "scale") for n in (1, 2, 3))
-        s1_kv_head, s1_scale_head = stage(1, "kv_head"), stage(1, "scale_head")
         s2_part = delay(m, self.part, 2, "part")
         s3_is_scale = delay(m, s2_part == Part.SCALE, 1, "is_scale")
         s2_position = delay(m, self.row.position, 2, "position")
         m.d.sync += [
             s1_kv.eq(self.k_base + self.row.kv_row),
-            s1_kv_head.eq(s0_kv_head),
             s2_kv.eq(s1_kv + s1_kv_head),
             s3_kv.eq(s2_kv + Mux(s2_part == Part.V, self.v_offset, 0)),
             s1_scale.eq(self.scale_base + self.row.scale_slot),
-            s1_scale_head.eq(s0_scale_head),
             s2_scale.eq(s1_scale + s1_scale_head),
             s3_scale.eq(s2_scale + (s2_position << 1)),
             self.addr.eq(Mux(s3_is_scale, s3_scale, s3_kv)),

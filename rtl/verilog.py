@@ -38,7 +38,7 @@ def to_verilog(component: wiring.Component, name: str = "top") -> str:
     (``m_axi_hp0.araddr`` becomes ``m_axi_hp0_araddr``), besides ``clk`` and ``rst``. The text
     depends on the design and the versions of Amaranth and yosys only.
     """
-    text = rtlil.convert(component, name=name, ports=_ports(component), emit_src=False)
+    text = rtlil.convert(component, name=name, ports=component_ports(component), emit_src=False)
     with tempfile.TemporaryDirectory(prefix="tokenfabric-") as directory:
         (Path(directory) / "top.il").write_text(text)
         run_yosys(SCRIPT, Path(directory), DEADLINE)
@@ -59,7 +59,7 @@ def run_yosys(script: str, directory: Path, deadline: float) -> None:
         raise UserError(f"yosys failed (exit code {done.returncode}): {lines[-1][:300]}")
 
 
-def _ports(component: wiring.Component) -> dict[str, tuple[Value, PortDirection]]:
+def component_ports(component: wiring.Component) -> dict[str, tuple[Value, PortDirection]]:
     ports: dict[str, tuple[Value, PortDirection]] = {}
     for path, member, value in component.signature.flatten(component):
         name = "_".join(map(str, path))

@@ -117,6 +117,54 @@ def test_output_ports_are_ends():
     assert result["paths"][0]["end"] == "y" and result["lut_levels"] == 1
 
 
+def _dsp(**registers: int) -> dict:
+    parameters = {f"{name}REG": f"{registers.get(name, 0):032b}" for name in "ABMP"}
+    return {**_cell("DSP48E1", [10], 50), "parameters": {"USE_MULT": "MULTIPLY", **parameters}}
+
+
+def test_registers_within_dsps_are_counted():
+    cells = {"full": _dsp(A=1, B=2, M=1, P=1), "half": _dsp(A=1, P=1)}
+    assert analyze(_module(cells, {}), XC7)["dsp_registers"] == {"A": 2, "B": 1, "M": 1, "P": 2}
+
+
+def test_shares_are_of_the_part():
+    cells = {f"x{i}": _cell("DSP48E1", [i + 10], i + 50) | {"parameters": _dsp()["parameters"]}
+             for i in range(11)}  # fmt: skip
+    result = analyze(_module(cells, {}), XC7)
+    assert (result["part"], result["share"]["dsp"], result["share"]["lut"]) == ("xc7z020", 0.05, 0)
+
+
+STA = """
+Warning: Module 'CARRY8' has no timing arcs!
+Latest arrival time in 'top' is 1048:
+    1048 rb (FDRE.CE)
+           $abc$1$o
+     939 l1 (LUT6.I0->O)
+           \\a [2]
+     303 ra (FDRE.C->Q)
+           \\clk
+       0   \\clk (<primary input>)
+"""
+
+
+def test_the_slowest_path_is_named_by_signals():
+    enabled = _cell("FDRE", [99], 7)
+    enabled["connections"]["CE"] = [3]
+    flop = _cell("FDRE", [99], 2)
+    for cell in (enabled, flop):
+        cell["connections"]["Q"] = cell["connections"].pop("O")
+    cells = {"ra": flop, "l1": _cell("LUT6", [2], 3), "rb": enabled}
+    names = {"unit.a[2]": [2], "unit.enable": [3], "unit.b": [7]}
+    result = analyze(_module(cells, names), XC7, STA)
+    assert result["cell_delay_ns"] == 1.048
+    assert result["slowest"] == [
+        {"ns": 0.303, "signal": "unit.a[2]", "cell": "FDRE.Q"},
+        {"ns": 0.939, "signal": "unit.enable", "cell": "LUT6.O"},
+        {"ns": 1.048, "signal": "unit.b", "cell": "FDRE.CE"},
+    ]
+    assert "CARRY8: all" in result["uncovered"]
+
+
 VERILOG = """
 module top(input clk, input [7:0] a, b, input [8:0] w, r, output reg [15:0] p, output reg [7:0] q);
   reg [7:0] x, y, memory [0:511];
@@ -133,3 +181,13 @@ def test_yosys_is_understood(target):
     result = synthesize(VERILOG, target)
     assert result["dsp"] == 1 and result["bram36"] in (0.5, 1)
     assert 16 <= result["ff"] <= 60 and result["lut_levels"] >= 0
+    assert result["cell_delay_ns"] is None
+
+
+@pytest.mark.slow
+def test_yosys_adds_up_the_delays_of_an_xc7():
+    """The memory becomes LUTs, that are read in 1.1 ns after the clock; then there is an adder."""
+    result = synthesize(VERILOG.replace("memory[r]", "memory[r] + 1"), "xc7")
+    assert 1.1 < result["cell_delay_ns"] < 5 and result["dsp_registers"]["A"] == 1
+    assert result["slowest"][0]["cell"].startswith("RAM")
+    assert result["slowest"][-1]["signal"].startswith("q[")

@@ -16,6 +16,13 @@ from tokenfabric.commands.options import (
 from tokenfabric.errors import UserError
 from tokenfabric.progress import Progress
 
+COUNTS = {
+    "LUT": "lut", "of them memory": "lutram", "FF": "ff", "DSP": "dsp", "BRAM36": "bram36",
+    "URAM": "uram",
+}  # fmt: skip
+# Within these a design is expected to place and route at its clock; wires get half the period.
+MAX_SHARE, MAX_LEVELS, CELLS_OF_PERIOD = 0.8, 8, 0.5
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_preset(parser)
@@ -43,23 +50,47 @@ def run(args: argparse.Namespace) -> int:
         "preset": cfg.name,
         "target": args.target,
         **report,
+        "clock_mhz": cfg.clock_mhz,
+        "cell_delay_limit_ns": round(1e3 * CELLS_OF_PERIOD / cfg.clock_mhz, 3),
         "fingerprint": cfg.fingerprint,
         "verilog_sha256": sha256(text.encode()).hexdigest(),
     }
+    result["over"] = _over(result)
     print_table(_table(result), args.json)
     write_json(args.json, result)
     return 0
 
 
 def _table(result: dict[str, Any]) -> list[tuple[str, str, str]]:
-    rows = [
-        ("LUT", number(result["lut"]), f"of which {result['lutram']:,} as memory"),
-        ("FF", number(result["ff"]), ""),
-        ("DSP", number(result["dsp"]), ""),
-        ("BRAM36", number(result["bram36"], 1), ""),
-        ("URAM", number(result["uram"]), ""),
-        ("LUT levels", number(result["lut_levels"]), "longest path; the worst ends:"),
-    ]
+    rows = []
+    for title, name in COUNTS.items():
+        share = result["share"].get(name)
+        remark = "" if share is None else f"{share:.1%} of {result['part']}"
+        if name == "dsp" and result["dsp_registers"]["A"]:
+            used = ", ".join(f"{k} {v}" for k, v in result["dsp_registers"].items())
+            remark += f"; registers used: {used}"
+        rows.append((title, number(result[name], 1 if name == "bram36" else 0), remark))
+    rows.append(("LUT levels", number(result["lut_levels"]), f"at most {MAX_LEVELS}; worst ends:"))
     for path in result["paths"]:
         rows.append(("", number(path["lut_levels"]), f"{path['start']} -> {path['end']}"))
+    if result["cell_delay_ns"] is not None:
+        limit = f"ns without wires, at most {result['cell_delay_limit_ns']:g}; the slowest path:"
+        rows.append(("cell delay", number(result["cell_delay_ns"], 3), limit))
+        rows += [
+            ("", number(s["ns"], 3), f"{s['signal']} ({s['cell']})") for s in result["slowest"]
+        ]
+    rows.append(("no delays of", "", "; ".join(result["uncovered"])))
+    over = ", ".join(result["over"]) or "nothing"
+    rows.append(("over a limit", "", over))
     return rows
+
+
+def _over(result: dict[str, Any]) -> list[str]:
+    """What is beyond the limits within which place and route is expected to succeed."""
+    over = [name for name, share in result["share"].items() if share >= MAX_SHARE]
+    if result["lut_levels"] > MAX_LEVELS:
+        over.append("lut_levels")
+    delay = result["cell_delay_ns"]
+    if delay is not None and delay > result["cell_delay_limit_ns"]:
+        over.append("cell_delay_ns")
+    return over
