@@ -188,20 +188,29 @@ class WeightPort(wiring.Component):
         block = Signal.like(self.first)
         superblocks = Signal(32)  # left in this pass
         repeats = Signal(32)
+        final = Signal()  # superblocks == 1
         busy = Signal()
         m.d.comb += [
             self.idle.eq(~busy),
             self.port.burst.payload.addr.eq(block << (ADDRESS_BITS - len(block))),
             self.port.burst.payload.beats.eq(BURST_BEATS),
         ]
-        with m.If(self.load | (asked & (superblocks == 1))):
-            m.d.sync += [block.eq(self.first), superblocks.eq(self.command.superblocks)]
+        with m.If(self.load | (asked & final)):
+            m.d.sync += [
+                block.eq(self.first),
+                superblocks.eq(self.command.superblocks),
+                final.eq(self.command.superblocks == 1),
+            ]
         with m.Elif(asked):
-            m.d.sync += [block.eq(block + self.cfg.ports), superblocks.eq(superblocks - 1)]
+            m.d.sync += [
+                block.eq(block + self.cfg.ports),
+                superblocks.eq(superblocks - 1),
+                final.eq(superblocks == 2),
+            ]
         with m.If(self.load):
             m.d.sync += repeats.eq(self.command.repeats)
             m.d.sync += busy.eq((self.command.superblocks != 0) & (self.command.repeats != 0))
-        with m.Elif(asked & (superblocks == 1)):
+        with m.Elif(asked & final):
             m.d.sync += [repeats.eq(repeats - 1), busy.eq(repeats != 1)]
 
 

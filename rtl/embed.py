@@ -72,7 +72,9 @@ class Embed(wiring.Component):
         group_bits = log2(cfg.scale_channels)
         within = Signal(group_bits)
         groups, addend = Signal(32 - group_bits), Signal(ADDRESS_BITS)
+        multiplied = Signal()  # groups == 0
         at, asked, dst = Signal(ADDRESS_BITS), Signal(12), Signal(CHUNK_BITS)
+        unasked = Signal(12)  # chunks after this one
         blocks = (cmd.k + (cfg.k_chunks - 1)) >> log2(cfg.k_chunks)
         column, block = within[: log2(cfg.cols)], within[log2(cfg.cols) :]
         chunk_in_block = asked[: log2(cfg.k_chunks)]
@@ -94,20 +96,22 @@ class Embed(wiring.Component):
             with m.State("ROW"):
                 m.d.sync += [
                     Cat(within, groups).eq(self.row.token),
+                    multiplied.eq(self.row.token >> group_bits == 0),
                     addend.eq(self.embedding_group),
                     at.eq(0),
                 ]
                 m.next = "GROUP"
             with m.State("GROUP"):  # at = groups * embedding_group, one bit per cycle
                 m.d.sync += [groups.eq(groups >> 1), addend.eq(addend << 1)]
+                m.d.sync += multiplied.eq(groups >> 1 == 0)
                 with m.If(groups[0]):
                     m.d.sync += at.eq(at + addend)
-                with m.If(groups == 0):
+                with m.If(multiplied):
                     m.d.sync += at.eq(at + (within << 1))
                     m.next = "SCALE"
             with m.State("SCALE"):
                 m.d.comb += self.fetch.valid.eq(1)
-                m.d.sync += asked.eq(0)
+                m.d.sync += [asked.eq(0), unasked.eq(cmd.k - 1)]
                 with m.If(self.fetch.ready):
                     # From the multiplier to the token's column of the first tile.
                     column_blocks = sum(
@@ -120,11 +124,11 @@ class Embed(wiring.Component):
             with m.State("CHUNKS"):
                 m.d.comb += self.fetch.valid.eq(1)
                 with m.If(self.fetch.ready):
-                    m.d.sync += asked.eq(asked + 1)
+                    m.d.sync += [asked.eq(asked + 1), unasked.eq(unasked - 1)]
                     to_next_tile = cfg.macs - (cfg.rows - cfg.cols)
                     last_of_block = chunk_in_block == cfg.k_chunks - 1
                     m.d.sync += at.eq(at + Mux(last_of_block, to_next_tile, cfg.cols))
-                    with m.If(asked + 1 == cmd.k):
+                    with m.If(unasked == 0):
                         m.next = "ANSWERS"
             with m.State("ANSWERS"):
                 with m.If(self.chunk_valid & self.row_done):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from amaranth.back import rtlil
 from amaranth.lib import wiring
 from tokenfabric.rtl.verilog import component_ports, run_yosys
 
-__all__ = ["gate_equivalents"]
+from tokenfabric.config import FabricConfig, preset
+
+__all__ = ["gate_equivalents", "librelane_config"]
 
 DEADLINE = 4 * 3600  # seconds
 # Area in NAND gates.
@@ -27,18 +30,20 @@ GATES = {
 }  # fmt: skip
 SCRIPT = (
     "read_rtlil top.il; proc; opt; wreduce; peepopt; opt_clean; memory -nomap; opt_clean; "
-    "dump -o memories.txt t:$mem_v2; chtype -set MEMORY t:$mem_v2; techmap; opt; "
+    "dump -m -o memories.txt t:$mem_v2; chtype -set MEMORY t:$mem_v2; techmap; opt; "
     "dfflegalize -cell $_DFF_P_ 01 -cell $_DFFE_PP_ 01; opt_clean; "
     "abc -g NAND,NOR,AND,OR,XOR,XNOR,MUX; opt_clean; tee -q -o stat.json stat -json"
 )
 
 
-def gate_equivalents(component: wiring.Component) -> dict[str, Any]:
+def gate_equivalents(
+    component: wiring.Component, progress: Callable[[str], None] | None = None
+) -> dict[str, Any]:
     """``units``: per unit, by its path, {gates, flip_flops, macros, memory_bits} of it and of the
     units in it; ``macros``: {words, bits, count}, the largest first. The top is unit "top"."""
-    text = rtlil.convert(
-        component, name="top", ports=component_ports(component), emit_src=False
-    )
+    if progress is not None:
+        progress("counting gates, unit by unit")
+    text = rtlil.convert(component, name="top", ports=component_ports(component), emit_src=False)
     with tempfile.TemporaryDirectory(prefix="tokenfabric-") as directory:
         (Path(directory) / "top.il").write_text(text)
         run_yosys(SCRIPT, Path(directory), DEADLINE)
@@ -74,10 +79,23 @@ def _by_unit(modules: dict[str, Any], memories: str) -> dict[str, Any]:
             words, bits = size
             sizes[words, bits] = sizes.get((words, bits), 0) + 1
             add(module, macros=1, memory_bits=words * bits)
-    for unit in units.values():
-        unit["gates"] = round(unit["gates"])
+    units = {path: units[path] | {"gates": round(units[path]["gates"])} for path in sorted(units)}
     ordered = sorted(sizes.items(), key=lambda item: (-item[0][0] * item[0][1] * item[1], item))
     return {
         "units": units,
         "macros": [{"words": w, "bits": b, "count": n} for (w, b), n in ordered],
     }
+
+
+def librelane_config(cfg: FabricConfig) -> dict[str, Any]:
+    """What LibreLane's flow must know of an accelerator, beside its Verilog in ``top.v``."""
+    return {
+        "DESIGN_NAME": "top",
+        "VERILOG_FILES": "dir::top.v",
+        "CLOCK_PORT": "clk",
+        "CLOCK_PERIOD": 1e3 / cfg.clock_mhz,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(librelane_config(preset("pynq-z2")), indent=2))

@@ -144,7 +144,7 @@ class Fifo(wiring.Component):
         push = Signal()
         pull = Signal()
         m.d.comb += [
-            i.ready.eq(stored != self.depth),
+            i.ready.eq(~stored[-1]),  # the depth is a power of two
             push.eq(i.valid & i.ready),
             pull.eq((stored != 0) & (~o.valid | o.ready)),
             w.addr.eq(wp),

@@ -68,26 +68,20 @@ def want_entry(cfg: FabricConfig) -> data.StructLayout:
 
 
 class WantTable(wiring.Component):
-    """The rows that want logits, in order. Members: ``en``, ``addr``, ``entry`` (In); two readers
-    ``index_0``, ``index_1`` (In), ``entry_0``, ``entry_1`` (Out, combinational)."""
+    """The rows that want logits, in order. Members: ``en``, ``addr``, ``entry`` (In), and one pair
+    per reader: ``index_0 ..`` (In), ``entry_0 ..`` (Out, combinational)."""
 
-    def __init__(self, cfg: FabricConfig):
-        self.cfg = cfg
-        super().__init__(
-            {
-                "en": In(1),
-                "addr": In(index_shape(cfg)),
-                "entry": In(want_entry(cfg)),
-                "index_0": In(index_shape(cfg)),
-                "entry_0": Out(want_entry(cfg)),
-                "index_1": In(index_shape(cfg)),
-                "entry_1": Out(want_entry(cfg)),
-            }
-        )
+    def __init__(self, cfg: FabricConfig, readers: int):
+        self.cfg, self.readers = cfg, readers
+        ports = {"en": In(1), "addr": In(index_shape(cfg)), "entry": In(want_entry(cfg))}
+        for i in range(readers):
+            ports[f"index_{i}"] = In(index_shape(cfg))
+            ports[f"entry_{i}"] = Out(want_entry(cfg))
+        super().__init__(ports)
 
     def elaborate(self, platform):
         m = Module()
-        for i in range(2):
+        for i in range(self.readers):
             ram = Ram(self.cfg.max_rows, want_entry(self.cfg).size, comb=True)
             m.submodules[f"ram_{i}"] = ram
             m.d.comb += [

@@ -197,11 +197,23 @@ def _slowest_path(module: dict[str, Any], sta: str) -> dict[str, Any]:
     names = _net_names(module)
     steps = []
     hop = r"^ +(\d+) (.+) \((\w+)\.(\w+)(?:->(\w+))?\)$"
-    for delay, name, kind, pin, output in re.findall(hop, sta, re.MULTILINE):
-        pins = module["cells"][name]["connections"]
-        bits = pins[output] if output else [*pins.get("Q", []), *pins[pin]]  # what is stored
+
+    def add(delay: str, name: str, pin: str) -> None:
+        cell = module["cells"][name]
+        pins = cell["connections"]
+        is_output = cell["port_directions"][pin] == "output"
+        bits = pins[pin] if is_output else [*pins.get("Q", []), *pins[pin]]  # what is stored
         signal = next((names[bit] for bit in bits if bit in names), name)
-        steps.append({"ns": int(delay) / 1000, "signal": signal, "cell": f"{kind}.{output or pin}"})
+        steps.append({"ns": int(delay) / 1000, "signal": signal, "cell": f"{cell['type']}.{pin}"})
+
+    if unnamed := re.search(r"^ +(\d+) \(<unknown>\)\n", sta, re.MULTILINE):
+        # The end is a pin without a setup time, of whoever takes the last output.
+        last = re.search(hop, sta, re.MULTILINE)
+        for name, pin in _takers(module, last[2], last[5]) if last else ():
+            add(unnamed[1], name, pin)
+            break
+    for delay, name, _, pin, output in re.findall(hop, sta, re.MULTILINE):
+        add(delay, name, output or pin)
     without = re.findall(r"(?:Module|Cell type) '(\w+)' (?:has no|not rec|is not a)", sta)
     found = re.search(r"Latest arrival time in 'top' is (\d+)", sta)
     return {
@@ -214,6 +226,15 @@ def _slowest_path(module: dict[str, Any], sta: str) -> dict[str, Any]:
             *(f"{kind}: all" for kind in sorted(set(without))),
         ],
     }
+
+
+def _takers(module: dict[str, Any], name: str, pin: str) -> Iterator[tuple[str, str]]:
+    """Cells and their pins that an output of a cell leads to."""
+    bits = set(_bits(module["cells"][name]["connections"][pin]))
+    for taker, cell in module["cells"].items():
+        for input_, found in cell["connections"].items():
+            if cell["port_directions"][input_] == "input" and bits & set(_bits(found)):
+                yield taker, input_
 
 
 def _memories(module: dict[str, Any]) -> tuple[int, int]:

@@ -108,7 +108,7 @@ class Datapath(wiring.Component):
         m.submodules.descriptor = self.descriptor = Descriptor(cfg)
         m.submodules.program = self.program = ProgramMemory(cfg)
         m.submodules.rows = self.rows = RowTable(cfg, len(ROW_READERS))
-        m.submodules.wants = self.wants = WantTable(cfg)
+        m.submodules.wants = self.wants = WantTable(cfg, 3)
         m.submodules.steps = self.steps = Steps(cfg)
         m.submodules.issue = self.issue = Issue(cfg)
         self._ports(m)
@@ -263,17 +263,17 @@ class Datapath(wiring.Component):
         ]
         # Three look wanted rows up: the sequencer, the norms of the vector unit, the logits.
         wants, steps, vector = self.wants, self.steps, self.vector
-        from_vector = vector.busy & ~self.issue.table_en
         m.d.comb += [
             wants.en.eq(steps.want_en),
             wants.addr.eq(steps.want_addr),
             wants.entry.eq(steps.want_entry),
-            wants.index_0.eq(Mux(from_vector, vector.want_index, self.issue.want_index)),
-            vector.want_row.eq(wants.entry_0.row),
+            wants.index_0.eq(self.issue.want_index),
             self.issue.want.eq(wants.entry_0),
             wants.index_1.eq(self.writeback.dump_index),
             self.writeback.dump.eq(wants.entry_1.dump),
             self.writeback.dump_addr.eq(wants.entry_1.addr),
+            wants.index_2.eq(vector.want_index),
+            vector.want_row.eq(wants.entry_2.row),
         ]
 
     def _commands(self, m):

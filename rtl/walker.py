@@ -112,9 +112,10 @@ class Walker(wiring.Component):
     def _heads(self, m: Module, row_src, row_dst):
         """The loops inside a row; while there is no row, they stand at its beginning."""
         head_dst, heads_left, left = Signal(CHUNK_BITS), Signal(8), Signal(16)
+        one = Signal()  # a part has one chunk; known when the first row has been found
+        m.d.sync += one.eq(self.chunks == 1)
         part_last = ~self.append | (self.part == Part.V)
         m.d.comb += [
-            self.last.eq(left == 0),
             self.head_last.eq(self.last & part_last),
             self.row_last.eq(self.head_last & (heads_left == 0)),
         ]
@@ -126,6 +127,7 @@ class Walker(wiring.Component):
                 self.param_at.eq(self.param),
                 heads_left.eq(self.heads - 1),
                 left.eq(self.chunks - 1),
+                self.last.eq(one),
                 self.part.eq(Part.K),
                 self.chunk.eq(0),
                 self.first.eq(1),
@@ -139,9 +141,10 @@ class Walker(wiring.Component):
                 self.first.eq(self.last),
                 self.chunk.eq(Mux(self.last, 0, self.chunk + 1)),
                 left.eq(Mux(self.last, self.chunks - 1, left - 1)),
+                self.last.eq(Mux(self.last, one, left == 1)),
             ]
             with m.If(self.last & self.append & (self.part == Part.K)):
-                m.d.sync += [self.part.eq(Part.SCALE), left.eq(0)]
+                m.d.sync += [self.part.eq(Part.SCALE), left.eq(0), self.last.eq(1)]
             with m.Elif(self.last & self.append):
                 m.d.sync += self.part.eq(Mux(part_last, Part.K, Part.V))
             with m.If(self.head_last):

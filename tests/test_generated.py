@@ -1,8 +1,12 @@
 """Generated files are what their generators write."""
 
+import json
+
 from conftest import ROOT
+from tokenfabric.rtl.gates import librelane_config
 
 from tokenfabric import isa, registers
+from tokenfabric.config import preset
 from tokenfabric.docs import isa_page
 
 
@@ -18,3 +22,11 @@ def test_the_isa_page_is_complete():
     names += [register.name for register in registers.REGISTERS]
     assert all(f"`{name}`" in page for name in names)
     assert all(f"{op.value} {op.name}" in page for op in isa.Op)
+
+
+def test_the_config_of_a_chip_is_up_to_date():
+    text = (ROOT / "bitstreams" / "asic" / "config.json").read_text(encoding="utf-8")
+    config = librelane_config(preset("pynq-z2"))
+    assert json.loads(text) == config, (
+        "run: python -m tokenfabric.rtl.gates > bitstreams/asic/config.json"
+    )

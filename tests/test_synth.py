@@ -165,6 +165,14 @@ def test_the_slowest_path_is_named_by_signals():
     assert "CARRY8: all" in result["uncovered"]
 
 
+def test_a_path_that_ends_without_a_setup_time_has_an_end():
+    cells = {"ra": _cell("FDRE", [99], 2), "rb": _cell("FDRE", [2], 7)}
+    sta = "Latest arrival time in 'top' is 303:\n     303 (<unknown>)\n           x\n"
+    sta += "     303 ra (FDRE.C->O)\n"
+    result = analyze(_module(cells, {"a": [2], "b": [7]}), XC7, sta)
+    assert [step["cell"] for step in result["slowest"]] == ["FDRE.O", "FDRE.I"]
+
+
 VERILOG = """
 module top(input clk, input [7:0] a, b, input [8:0] w, r, output reg [15:0] p, output reg [7:0] q);
   reg [7:0] x, y, memory [0:511];

@@ -36,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
     from hashlib import sha256
 
     from tokenfabric.config import preset
+    from tokenfabric.rtl.gates import gate_equivalents
     from tokenfabric.rtl.synth import TARGETS, synthesize
+    from tokenfabric.rtl.top import Top
     from tokenfabric.sim.devices import cached_verilog
 
     check_output(args.json)
@@ -46,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     with Progress() as progress:
         text = cached_verilog(cfg, progress)
         report = synthesize(text, args.target, progress)
+        if args.target == "generic":
+            report |= gate_equivalents(Top(cfg), progress)
     result = {
         "preset": cfg.name,
         "target": args.target,
@@ -80,8 +84,20 @@ def _table(result: dict[str, Any]) -> list[tuple[str, str, str]]:
             ("", number(s["ns"], 3), f"{s['signal']} ({s['cell']})") for s in result["slowest"]
         ]
     rows.append(("no delays of", "", "; ".join(result["uncovered"])))
-    over = ", ".join(result["over"]) or "nothing"
-    rows.append(("over a limit", "", over))
+    rows.append(("over a limit", "", ", ".join(result["over"]) or "nothing"))
+    rows += _units(result["units"]) if "units" in result else []
+    return rows
+
+
+def _units(units: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The whole, the units of the datapath, and those in the largest of them."""
+    rows = [("unit", "NAND gates", "flip-flops among them; memories, as macros")]
+    for path, unit in units.items():
+        depth = path.count(".")
+        if depth <= (3 if path.startswith("top.datapath.matmul.") else 2):
+            memory = f"{unit['macros']} macros of {unit['memory_bits']:,} bits"
+            name = "  " * depth + path.rpartition(".")[2]
+            rows.append((name, number(unit["gates"]), f"{unit['flip_flops']:,}; {memory}"))
     return rows
 
 
