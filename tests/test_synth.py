@@ -153,6 +153,7 @@ def test_the_slowest_path_is_named_by_signals():
     flop = _cell("FDRE", [99], 2)
     for cell in (enabled, flop):
         cell["connections"]["Q"] = cell["connections"].pop("O")
+        cell["port_directions"] |= {"Q": "output", "CE": "input"}
     cells = {"ra": flop, "l1": _cell("LUT6", [2], 3), "rb": enabled}
     names = {"unit.a[2]": [2], "unit.enable": [3], "unit.b": [7]}
     result = analyze(_module(cells, names), XC7, STA)
