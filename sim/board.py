@@ -277,6 +277,7 @@ def virtual_board(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            assert process.stdin is not None
             process.stdin.close()
 
 

@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,17 +20,24 @@ from tokenfabric.errors import UserError
 SECONDS = 60
 
 
+@contextmanager
 def command(*arguments):
-    return subprocess.Popen(
+    """``tokenfabric board``, which does not outlive the test."""
+    process = subprocess.Popen(
         [SERVER, "-m", "tokenfabric", "board", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def refusal(*arguments):
     """The one line on stderr of a command that must not start."""
-    process = command(*arguments)
-    out, err = process.communicate(timeout=SECONDS)
+    with command(*arguments) as process:
+        out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 2 and out == ""
     assert err.count("\n") == 1, err
     return err
@@ -45,18 +53,18 @@ def until(path, process):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_it_says_where_it_is_and_leaves_nothing(tmp_path, number, code):
     ready = tmp_path / "ready.json"
-    process = command(BOARD, "--preset=tiny", f"--listen=unix:{tmp_path}/vb",
-                      f"--json={ready}", "--write-design", tmp_path / "design")  # fmt: skip
-    until(ready, process)
-    told = json.loads(ready.read_text())
-    files = {path.name for path in (tmp_path / "design").iterdir()}
-    bitfile = Path(told["bitfile"])
-    assert files == {bitfile.name, bitfile.with_suffix(".hwh").name}
-    assert told["address"] == f"unix:{tmp_path}/vb" and told["fingerprint"] in bitfile.name
-    path = tmp_path / "vb:7967"
-    assert stat.S_ISSOCK(path.stat().st_mode) and not path.stat().st_mode & 0o077
-    process.send_signal(number)
-    out, err = process.communicate(timeout=SECONDS)
+    arguments = ("--preset=tiny", f"--listen=unix:{tmp_path}/vb", f"--json={ready}")
+    with command(BOARD, *arguments, "--write-design", tmp_path / "design") as process:
+        until(ready, process)
+        told = json.loads(ready.read_text())
+        files = {path.name for path in (tmp_path / "design").iterdir()}
+        bitfile = Path(told["bitfile"])
+        assert files == {bitfile.name, bitfile.with_suffix(".hwh").name}
+        assert told["address"] == f"unix:{tmp_path}/vb" and told["fingerprint"] in bitfile.name
+        path = tmp_path / "vb:7967"
+        assert stat.S_ISSOCK(path.stat().st_mode) and not path.stat().st_mode & 0o077
+        process.send_signal(number)
+        out, err = process.communicate(timeout=SECONDS)
     assert (process.returncode, err) == (code, "")
     assert f"export PYNQ_REMOTE_DEVICES=unix:{tmp_path}/vb\n" in out and str(bitfile) in out
     assert not path.exists()
