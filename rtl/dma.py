@@ -19,6 +19,7 @@ from tokenfabric.rtl.layouts import (
     BeatTag,
     fetch_beat,
     fetch_command,
+    kv_beat,
     stream_command,
     windows,
 )
@@ -26,11 +27,13 @@ from tokenfabric.rtl.memory import Fifo
 
 from tokenfabric.config import BURST_BEATS, FabricConfig
 
-__all__ = ["Fetch", "ReadPort", "WeightPort", "WeightStream"]
+__all__ = ["LEAD", "Fetch", "ReadPort", "WeightPort", "WeightStream"]
 
 OWNERS = 16  # bursts in flight that a port remembers
 FETCH_BEATS = 64  # per port
-FETCH_BURSTS = 32  # of all ports, in flight
+FETCH_BURSTS = 32  # of all ports, in flight: of K and V, of all others
+LANE_BURSTS = 16  # of a port, in flight
+LEAD = 4  # bursts that a port may be ahead of the slowest in the weight stream
 
 
 class ReadPort(wiring.Component):
@@ -133,6 +136,8 @@ class WeightPort(wiring.Component):
     -------
     load, command, first : in, strobe that starts ``command`` (steady after it); ``first`` is the
         port's first burst, in blocks of 16 beats
+    hold : in, no burst is requested
+    asked : out, strobe, a burst is requested
     idle : out, every burst of the command has been requested
     full : out, a burst waits for room
     port : read_client, out
@@ -146,6 +151,8 @@ class WeightPort(wiring.Component):
                 "load": In(1),
                 "command": In(stream_command(cfg)),
                 "first": In(ADDRESS_BITS - beat_bits(cfg) - BLOCK_BITS),
+                "hold": In(1),
+                "asked": Out(1),
                 "idle": Out(1),
                 "full": Out(1),
                 "port": Out(read_client(cfg)),
@@ -164,7 +171,7 @@ class WeightPort(wiring.Component):
         in_flight = Signal(range(self.cfg.outstanding + 1))
         arrived = Signal(BLOCK_BITS)
         popped = Signal()
-        asked = Signal()
+        asked = self.asked
         connect(m, fifo.o, flipped(self.o))
         m.d.comb += [
             fifo.i.valid.eq(self.port.valid),
@@ -172,7 +179,10 @@ class WeightPort(wiring.Component):
             asked.eq(request.valid & request.ready),
             self.full.eq(~self.idle & (credit < BURST_BEATS)),
             request.valid.eq(
-                ~self.idle & (credit >= BURST_BEATS) & (in_flight < self.cfg.outstanding)
+                ~self.idle
+                & ~self.hold
+                & (credit >= BURST_BEATS)
+                & (in_flight < self.cfg.outstanding)
             ),
         ]
         m.d.sync += [
@@ -218,8 +228,9 @@ class WeightStream(wiring.Component):
     """The weights in the order of use, one word per cycle, running ahead of who takes them.
 
     Superblock s lies at ``offset + s * superblock_bytes``, 16 beats for each port in turn. Each
-    port runs on its own, with at most ``cfg.outstanding`` bursts in flight, ``weight_fifo_beats``
-    ahead. ``offset`` is a multiple of 16 beats (lower bits are ignored).
+    port runs on its own, at most LEAD bursts ahead of the slowest, with at most ``cfg.outstanding``
+    bursts in flight, ``weight_fifo_beats`` ahead. ``offset`` is a multiple of 16 beats (lower bits
+    are ignored).
 
     Members
     -------
@@ -246,7 +257,13 @@ class WeightStream(wiring.Component):
         command = Signal.like(start.payload)
         load = Signal()
         ports = [WeightPort(self.cfg) for _ in range(self.cfg.ports)]
-        for index, port in enumerate(ports):
+        # Far apart the ports would read different rows of the same banks.
+        leads = [Signal(range(LEAD + 1), name=f"lead_{index}") for index in range(len(ports))]
+        level = Signal()
+        m.d.comb += level.eq(Cat(lead != 0 for lead in leads).all())
+        for index, (port, lead) in enumerate(zip(ports, leads, strict=True)):
+            m.d.comb += port.hold.eq(lead == LEAD)
+            m.d.sync += lead.eq(lead + port.asked - level)
             m.submodules[f"port_{index}"] = port
             connect(m, port.port, flipped(self.ports[index]))
             m.d.comb += [
@@ -270,15 +287,19 @@ class WeightStream(wiring.Component):
 
 
 class Fetch(wiring.Component):
-    """Reads of any length, their bursts dealt to the ports in turn, their beats in order.
+    """Reads of any length, their bursts dealt to the ports in turn.
 
-    One beat per cycle at best. Each port may be 64 beats ahead.
+    K and V come port by port, each port's in order, with ``kv_turns`` to say whose burst is next:
+    one beat per port and cycle. All others' beats come in order, one per cycle at best. Each port
+    may be 64 beats ahead.
 
     Members
     -------
     cmd : stream of fetch_command, in; ``beats`` is not 0
     ports : read_client, out, one per port
     out : stream of fetch_beat, out
+    kv : streams of kv_beat, out, one per port
+    kv_turns : stream of port numbers, out, one for each burst of K or V
     """
 
     def __init__(self, cfg: FabricConfig):
@@ -288,75 +309,93 @@ class Fetch(wiring.Component):
                 "cmd": In(stream.Signature(fetch_command(cfg))),
                 "ports": Out(read_client(cfg)).array(cfg.ports),
                 "out": Out(stream.Signature(fetch_beat(cfg))),
+                "kv": Out(stream.Signature(kv_beat(cfg))).array(cfg.ports),
+                "kv_turns": Out(stream.Signature(range(cfg.ports))),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        order = data.StructLayout({"beats": LEN_BITS, "tag": BeatTag, "last": 1})
+        turn = Signal(range(self.cfg.ports))  # the port of the next burst
+        order = data.StructLayout({"port": turn.shape(), "tag": BeatTag, "last": 1})
         m.submodules.splitter = splitter = Splitter(self.cfg)
         m.submodules.order = queue = Fifo(order, FETCH_BURSTS, block=False)
+        m.submodules.turns = turns = Fifo(turn.shape(), FETCH_BURSTS, block=False)
         connect(m, splitter.i, flipped(self.cmd))
+        connect(m, turns.o, flipped(self.kv_turns))
         bursts = splitter.o
-        turn = Signal(range(self.cfg.ports))  # the port of the next burst
-        asked = Signal()
-        ready, taken, beats = [], [], []
+        is_kv = bursts.payload.tag == BeatTag.KV
+        room, asked = Mux(is_kv, turns.i.ready, queue.i.ready), Signal()
+        ready, lanes = [], []
         for index, port in enumerate(self.ports):
-            ask = Signal(name=f"ask_{index}")
-            take = Signal(name=f"take_{index}")
-            room, beat = self.lane(m, index, port, ask, take)
+            ask, take = Signal(name=f"ask_{index}"), Signal(name=f"take_{index}")
+            free, lane = self.lane(m, index, port, ask, is_kv, take)
             m.d.comb += [
                 port.burst.payload.eq(bursts.payload.burst),
-                port.burst.valid.eq(bursts.valid & queue.i.ready & room & (turn == index)),
+                port.burst.valid.eq(bursts.valid & room & free & (turn == index)),
                 ask.eq(port.burst.valid & port.burst.ready),
             ]
-            ready.append(port.burst.ready & room)
-            taken.append(take)
-            beats.append(beat)
+            ready.append(port.burst.ready & free)
+            lanes.append((*lane, take))
         m.d.comb += [
-            bursts.ready.eq(queue.i.ready & Array(ready)[turn]),
+            bursts.ready.eq(room & Array(ready)[turn]),
             asked.eq(bursts.valid & bursts.ready),
-            queue.i.valid.eq(asked),
-            queue.i.payload.beats.eq(bursts.payload.burst.beats),
+            turns.i.valid.eq(asked & is_kv),
+            turns.i.payload.eq(turn),
+            queue.i.valid.eq(asked & ~is_kv),
+            queue.i.payload.port.eq(turn),
             queue.i.payload.tag.eq(bursts.payload.tag),
             queue.i.payload.last.eq(bursts.payload.last),
         ]
         m.d.sync += turn.eq(turn + asked)
-        self.gather(m, queue.o, beats, taken)
+        self.gather(m, queue.o, lanes)
         return m
 
-    def lane(self, m, index, port, ask, take):
-        """One port's FIFO and its credit; returns (room for a burst, beats)."""
+    def lane(self, m, index, port, ask, is_kv, take):
+        """One port's FIFO, its credit and its bursts; K and V leave it here, others by ``take``.
+
+        Returns (room for a burst, (there is a beat for others, the beat, last of its burst)).
+        """
+        burst = data.StructLayout({"beats": LEN_BITS, "kv": 1})
         m.submodules[f"fifo_{index}"] = fifo = Fifo(
             8 * self.cfg.port_bytes, FETCH_BEATS, block=False
         )
+        m.submodules[f"bursts_{index}"] = bursts = Fifo(burst, LANE_BURSTS, block=False)
         credit = Signal(range(FETCH_BEATS + 1), init=FETCH_BEATS, name=f"credit_{index}")
+        count = Signal(BLOCK_BITS, name=f"count_{index}")
+        end, there = Signal(name=f"end_{index}"), Signal(name=f"there_{index}")
+        head, kv = bursts.o.payload, self.kv[index]
         m.d.comb += [
             fifo.i.valid.eq(port.valid),
             fifo.i.payload.eq(port.data),
-            fifo.o.ready.eq(take),
+            bursts.i.valid.eq(ask),
+            bursts.i.payload.beats.eq(port.burst.payload.beats),
+            bursts.i.payload.kv.eq(is_kv),
+            there.eq(fifo.o.valid & bursts.o.valid),
+            end.eq(count + 1 == head.beats),
+            kv.valid.eq(there & head.kv),
+            kv.payload.data.eq(fifo.o.payload),
+            kv.payload.last.eq(end),
+            fifo.o.ready.eq(take | (kv.valid & kv.ready)),
+            bursts.o.ready.eq(fifo.o.ready & end),
         ]
-        m.d.sync += credit.eq(credit + take - Mux(ask, port.burst.payload.beats, 0))
-        return credit >= BURST_BEATS, fifo.o
+        with m.If(fifo.o.ready):
+            m.d.sync += count.eq(Mux(end, 0, count + 1))
+        m.d.sync += credit.eq(credit + fifo.o.ready - Mux(ask, port.burst.payload.beats, 0))
+        free = (credit >= BURST_BEATS) & bursts.i.ready
+        return free, (there & ~head.kv, fifo.o.payload, end)
 
-    def gather(self, m, head, beats, taken):
-        """The beats of the oldest burst, then of the next: ports in turn."""
+    def gather(self, m, head, lanes):
+        """The beats of the oldest burst that is not K or V, then of the next."""
         out = self.out
-        turn = Signal(range(self.cfg.ports))
-        count = Signal(range(BURST_BEATS))
-        end = Signal()  # the burst's last beat
-        go = Signal()
+        valid, beat, end, take = zip(*lanes)
+        port, go = head.payload.port, Signal()
         m.d.comb += [
-            end.eq(count + 1 == head.payload.beats),
-            out.valid.eq(head.valid & Array(beat.valid for beat in beats)[turn]),
-            out.payload.data.eq(Array(beat.payload for beat in beats)[turn]),
+            out.valid.eq(head.valid & Array(valid)[port]),
+            out.payload.data.eq(Array(beat)[port]),
             out.payload.tag.eq(head.payload.tag),
-            out.payload.last.eq(head.payload.last & end),
+            out.payload.last.eq(head.payload.last & Array(end)[port]),
             go.eq(out.valid & out.ready),
-            head.ready.eq(go & end),
+            head.ready.eq(go & Array(end)[port]),
         ]
-        m.d.comb += [take.eq(go & (turn == index)) for index, take in enumerate(taken)]
-        with m.If(go):
-            m.d.sync += count.eq(count + 1)
-            with m.If(end):
-                m.d.sync += [count.eq(0), turn.eq(turn + 1)]
+        m.d.comb += [lane.eq(go & (port == index)) for index, lane in enumerate(take)]

@@ -1,10 +1,10 @@
 """K and V on their way to the array: written position by position, read as tiles.
 
-A block is up to R positions of one K or V stream. Chunk j of position t lies in bank
-``(t % P) ^ f(j)``, where f(j) is ``j % P`` with its bits reversed, as entry
-``base + (t // P) * head_chunks + j``. So both kinds of word find their P chunks in P different
-banks: V takes P positions of one chunk (t % P runs through everything), K takes W positions
-(the low bits of t) of R/C chunks (the low bits of j, which f turns into high bits).
+A block is up to R positions (at least as many as a burst has beats) of one K or V stream. Chunk j
+of position t lies in bank ``(t % P) ^ f(j)``, where f(j) is ``j % P`` with its bits reversed, as
+entry ``base + (t // P) * head_chunks + j``. So both kinds of word find their P chunks in P
+different banks: V takes P positions of one chunk (t % P runs through everything), K takes W
+positions (the low bits of t) of R/C chunks (the low bits of j, which f turns into high bits).
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from __future__ import annotations
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
-from tokenfabric.rtl.layouts import kv_command
+from tokenfabric.rtl.layouts import kv_beat, kv_command
 from tokenfabric.rtl.memory import Fifo, Ram
 
-from tokenfabric.config import FabricConfig
+from tokenfabric.config import BURST_BEATS, FabricConfig
 
-__all__ = ["Allocator", "Drainer", "Filler", "KvBuffer"]
+__all__ = ["Allocator", "Dealer", "Drainer", "Filler", "KvBuffer", "Lane"]
 
 COMMANDS = 4  # waiting to be written
 BLOCKS = 32  # written and not yet read
+DEALT = 16  # bursts on their way into the banks
 
 
 def _log2(value: int) -> int:
@@ -40,6 +41,11 @@ def _entries(cfg: FabricConfig) -> int:
     return cfg.kv_chunks // cfg.ports
 
 
+def _positions(cfg: FabricConfig) -> int:
+    """Of a block: with so many, every block but the last of a stream is whole bursts."""
+    return max(cfg.rows, BURST_BEATS)
+
+
 def _block(cfg: FabricConfig) -> data.StructLayout:
     """``last`` is the number of its last position; ``cost`` is what it takes of the ring: its own
     entries, and those at the end of the banks that it left because it did not fit."""
@@ -47,7 +53,7 @@ def _block(cfg: FabricConfig) -> data.StructLayout:
         {
             "is_v": unsigned(1),
             "head_chunks": unsigned(8),
-            "last": unsigned(_log2(cfg.rows)),
+            "last": unsigned(_log2(_positions(cfg))),
             "base": unsigned(_log2(_entries(cfg))),
             "cost": unsigned(_entries(cfg).bit_length()),
         }
@@ -57,7 +63,7 @@ def _block(cfg: FabricConfig) -> data.StructLayout:
 class Allocator(wiring.Component):
     """Cuts streams into blocks and finds each a place in the ring when there is room.
 
-    A block always gets room for R positions, in one piece. One block in 2 cycles.
+    A block always gets room for all its positions, in one piece. One block in 2 cycles.
 
     Members
     -------
@@ -79,18 +85,18 @@ class Allocator(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        i, o, rows = self.i, self.o, self.cfg.rows
+        i, o, positions = self.i, self.o, _positions(self.cfg)
         entries = _entries(self.cfg)
         left = Signal(16)  # positions
         base = Signal(range(entries + 1))
         used = Signal(range(entries + 1))
         taken = Signal.like(used)
-        size = Signal(8 + _log2(rows // self.cfg.ports))
+        size = Signal(8 + _log2(positions // self.cfg.ports))
         more = Signal()
         m.d.comb += [
-            size.eq(o.payload.head_chunks << _log2(rows // self.cfg.ports)),
-            more.eq(left > rows),
-            o.payload.last.eq(Mux(more, rows - 1, left - 1)),
+            size.eq(o.payload.head_chunks << _log2(positions // self.cfg.ports)),
+            more.eq(left > positions),
+            o.payload.last.eq(Mux(more, positions - 1, left - 1)),
             o.payload.base.eq(base),
         ]
         with m.FSM():
@@ -112,7 +118,7 @@ class Allocator(wiring.Component):
                 m.d.comb += o.valid.eq(used + o.payload.cost <= entries)
                 with m.If(o.valid & o.ready):
                     m.d.comb += taken.eq(o.payload.cost)
-                    m.d.sync += [base.eq(base + size), left.eq(left - rows)]
+                    m.d.sync += [base.eq(base + size), left.eq(left - positions)]
                     with m.If(more):
                         m.next = "PLACE"
                     with m.Else():
@@ -121,16 +127,32 @@ class Allocator(wiring.Component):
         return m
 
 
-class Filler(wiring.Component):
-    """Writes the beats of a block to the banks, one per cycle, without a pause between blocks.
+def _job(cfg: FabricConfig) -> data.StructLayout:
+    """Where the beats of a burst go: from chunk ``j`` of position ``t`` on; ``row`` is the entry of
+    chunk 0 of that position."""
+    return data.StructLayout(
+        {
+            "head_chunks": unsigned(8),
+            "t": unsigned(_log2(cfg.ports)),
+            "j": unsigned(8),
+            "row": unsigned(_log2(_entries(cfg))),
+        }
+    )
+
+
+class Dealer(wiring.Component):
+    """Tells the lanes where the bursts of a block go, and when the lanes have written all of it.
+
+    Streams begin with a whole burst, and blocks are whole bursts but the last of a stream. One
+    burst in two cycles.
 
     Members
     -------
     blocks : stream of blocks, in
-    beats : stream of beats, in
-    filled : stream of blocks, out; the banks hold the block two cycles later
-    en : out, one bit per bank
-    addr, data : out, for the bank that is enabled
+    turns : stream of port numbers, in: whose burst is next
+    jobs : stream of jobs, out, one per lane
+    done : in, one strobe per lane: it has written a burst
+    filled : stream of blocks, out
     """
 
     def __init__(self, cfg: FabricConfig):
@@ -138,46 +160,194 @@ class Filler(wiring.Component):
         super().__init__(
             {
                 "blocks": In(stream.Signature(_block(cfg))),
-                "beats": In(stream.Signature(8 * cfg.port_bytes)),
+                "turns": In(stream.Signature(range(cfg.ports))),
+                "jobs": Out(stream.Signature(_job(cfg))).array(cfg.ports),
+                "done": In(cfg.ports),
                 "filled": Out(stream.Signature(_block(cfg))),
-                "en": Out(cfg.ports),
-                "addr": Out(_log2(_entries(cfg))),
-                "data": Out(8 * cfg.port_bytes),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        beats, blocks, filled = self.beats, self.blocks, self.filled
-        banks = _log2(self.cfg.ports)
-        block = filled.payload
-        busy = Signal()
-        t = Signal.like(block.last)
+        cfg, block = self.cfg, self.blocks.payload
+        lane_bits = _log2(cfg.ports)
+        dealt = data.StructLayout({"port": lane_bits, "end": 1, "block": _block(cfg)})
+        m.submodules.dealt = waiting = Fifo(dealt, DEALT, block=False)
+        t = Signal(_log2(_positions(cfg)) + 1)  # of the next burst's first beat
         j = Signal(8)
-        row = Signal.like(self.addr)  # entry of chunk 0 of position t
-        bank = Signal(banks)
-        take = Signal()
-        end_j = Signal()
-        end = Signal()
+        whole, part = Signal(5), Signal(4)  # positions of a burst, chunks besides
+        with m.Switch(block.head_chunks):
+            for chunks in range(1, cfg.max_head_chunks + 1):
+                with m.Case(chunks):
+                    m.d.comb += [whole.eq(BURST_BEATS // chunks), part.eq(BURST_BEATS % chunks)]
+        over = Signal()
+        next_t, next_j = Signal.like(t), Signal(8)
+        row = sum(Mux(bit, block.head_chunks << i, 0) for i, bit in enumerate(t[lane_bits:-1]))
+        prepared, job = Signal(), Signal(_job(cfg))
+        given, port = Signal(), self.turns.payload
         m.d.comb += [
-            end_j.eq(j + 1 == block.head_chunks),
-            end.eq(end_j & (t == block.last)),
-            beats.ready.eq(busy & filled.ready),
-            take.eq(beats.valid & beats.ready),
-            filled.valid.eq(busy & beats.valid & end),
-            blocks.ready.eq(~busy | (take & end)),
-            bank.eq(t[:banks] ^ _reverse(j[:banks])),
+            over.eq(j + part >= block.head_chunks),
+            next_j.eq(j + part - Mux(over, block.head_chunks, 0)),
+            next_t.eq(t + whole + over),
+            given.eq(
+                prepared
+                & self.turns.valid
+                & waiting.i.ready
+                & Array(lane.ready for lane in self.jobs)[port]
+            ),
+            self.turns.ready.eq(given),
+            waiting.i.valid.eq(given),
+            waiting.i.payload.port.eq(port),
+            waiting.i.payload.end.eq(next_t > block.last),
+            waiting.i.payload.block.eq(block),
+            self.blocks.ready.eq(given & waiting.i.payload.end),
         ]
-        m.d.sync += self.en.eq(Mux(take, 1 << bank, 0))
-        with m.If(take):
-            m.d.sync += [self.addr.eq(row + j), self.data.eq(beats.payload), j.eq(j + 1)]
+        for index, lane in enumerate(self.jobs):
+            m.d.comb += [lane.payload.eq(job), lane.valid.eq(given & (port == index))]
+        m.d.sync += prepared.eq(self.blocks.valid & ~prepared)
+        with m.If(prepared & ~given):
+            m.d.sync += prepared.eq(1)
+        m.d.sync += [
+            job.head_chunks.eq(block.head_chunks),
+            job.t.eq(t),
+            job.j.eq(j),
+            job.row.eq(block.base + row),
+        ]
+        with m.If(given):
+            last = waiting.i.payload.end
+            m.d.sync += [t.eq(Mux(last, 0, next_t)), j.eq(Mux(last, 0, next_j))]
+        self.collect(m, waiting.o)
+        return m
+
+    def collect(self, m, burst):
+        """Bursts are taken off in order, each when its lane has written it."""
+        written = []  # bursts of a lane that have not been taken off
+        taken = Signal()
+        for index in range(self.cfg.ports):
+            count = Signal(range(DEALT + 1), name=f"written_{index}")
+            m.d.sync += count.eq(count + self.done[index] - (taken & (burst.payload.port == index)))
+            written.append(count != 0)
+        complete = burst.valid & Array(written)[burst.payload.port]
+        m.d.comb += [
+            self.filled.valid.eq(complete & burst.payload.end),
+            self.filled.payload.eq(burst.payload.block),
+            taken.eq(complete & (self.filled.ready | ~burst.payload.end)),
+            burst.ready.eq(taken),
+        ]
+
+
+class Lane(wiring.Component):
+    """Walks through the beats of a port's bursts and asks for the bank of each.
+
+    Members
+    -------
+    jobs : stream of jobs, in
+    beats : stream of {data, last of its burst}, in
+    bank, addr, data : out, where a beat goes; ``valid``, and ``ready`` when it is being written
+    done : out, strobe, the burst's last beat is being written
+    """
+
+    def __init__(self, cfg: FabricConfig):
+        self.cfg = cfg
+        super().__init__(
+            {
+                "jobs": In(stream.Signature(_job(cfg))),
+                "beats": In(stream.Signature(kv_beat(cfg))),
+                "valid": Out(1),
+                "ready": In(1),
+                "bank": Out(range(cfg.ports)),
+                "addr": Out(_log2(_entries(cfg))),
+                "data": Out(8 * cfg.port_bytes),
+                "done": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        banks = _log2(self.cfg.ports)
+        m.submodules.queue = queue = Fifo(_job(self.cfg), 4, block=False)
+        connect(m, flipped(self.jobs), queue.i)
+        job, beat = Signal(_job(self.cfg)), self.beats.payload
+        busy, end_j, go = Signal(), Signal(), Signal()
+        m.d.comb += [
+            self.valid.eq(busy & self.beats.valid),
+            self.bank.eq(job.t ^ _reverse(job.j[:banks])),
+            self.addr.eq(job.row + job.j),
+            self.data.eq(beat.data),
+            go.eq(self.valid & self.ready),
+            self.beats.ready.eq(go),
+            self.done.eq(go & beat.last),
+            queue.o.ready.eq(~busy | self.done),
+            end_j.eq(job.j + 1 == job.head_chunks),
+        ]
+        with m.If(queue.o.ready):
+            m.d.sync += [busy.eq(queue.o.valid), job.eq(queue.o.payload)]
+        with m.Elif(go):
+            m.d.sync += job.j.eq(Mux(end_j, 0, job.j + 1))
             with m.If(end_j):
-                m.d.sync += [j.eq(0), t.eq(t + 1)]
-                with m.If(t[:banks].all()):
-                    m.d.sync += row.eq(row + block.head_chunks)
-        with m.If(blocks.ready):
-            m.d.sync += [busy.eq(blocks.valid), t.eq(0), row.eq(blocks.payload.base)]
-            m.d.sync += block.eq(blocks.payload)
+                m.d.sync += job.t.eq(job.t + 1)
+                with m.If(job.t.all()):
+                    m.d.sync += job.row.eq(job.row + job.head_chunks)
+        return m
+
+
+class Filler(wiring.Component):
+    """Writes the beats of a block to the banks: of each port one per cycle, if their banks differ.
+
+    The ports walk through the same pattern of banks, so once out of step they hardly meet: four
+    beats per cycle with heads of 4, 6 or 8 chunks, about three with 3 or 16.
+
+    Members
+    -------
+    blocks : stream of blocks, in
+    turns : stream of port numbers, in: whose burst is next
+    beats : streams of beats, in, one per port
+    filled : stream of blocks, out; the banks hold the block
+    en, addr, data : out, the banks' write ports
+    """
+
+    def __init__(self, cfg: FabricConfig):
+        self.cfg = cfg
+        super().__init__(
+            {
+                "blocks": In(stream.Signature(_block(cfg))),
+                "turns": In(stream.Signature(range(cfg.ports))),
+                "beats": In(stream.Signature(kv_beat(cfg))).array(cfg.ports),
+                "filled": Out(stream.Signature(_block(cfg))),
+                "en": Out(cfg.ports),
+                "addr": Out(_log2(_entries(cfg))).array(cfg.ports),
+                "data": Out(8 * cfg.port_bytes).array(cfg.ports),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.dealer = dealer = Dealer(self.cfg)
+        connect(m, flipped(self.blocks), dealer.blocks)
+        connect(m, flipped(self.turns), dealer.turns)
+        connect(m, dealer.filled, flipped(self.filled))
+        lanes = [Lane(self.cfg) for _ in range(self.cfg.ports)]
+        for index, lane in enumerate(lanes):
+            m.submodules[f"lane_{index}"] = lane
+            connect(m, dealer.jobs[index], lane.jobs)
+            connect(m, flipped(self.beats[index]), lane.beats)
+        granted = [Const(0, 1)] * len(lanes)
+        for bank in range(self.cfg.ports):
+            free = Const(1, 1)
+            choice = 0  # the lane, one after another
+            for index, lane in enumerate(lanes):
+                mine = lane.valid & (lane.bank == bank) & free
+                granted[index] = granted[index] | mine
+                choice = choice | Mux(mine, index, 0)
+                free = free & ~mine
+            m.d.sync += [
+                self.en[bank].eq(~free),
+                self.addr[bank].eq(Array(lane.addr for lane in lanes)[choice]),
+                self.data[bank].eq(Array(lane.data for lane in lanes)[choice]),
+            ]
+        done = Cat(lane.done for lane in lanes)
+        m.d.comb += [lane.ready.eq(grant) for lane, grant in zip(lanes, granted, strict=True)]
+        m.d.sync += dealer.done.eq(done)
         return m
 
 
@@ -257,16 +427,17 @@ class Drainer(wiring.Component):
         lane_bits, col_bits = _log2(cfg.ports), _log2(cfg.word_cols)
         w = Signal(_log2(cfg.tile_cycles))  # word of the tile
         j = Signal(8)  # first chunk of the tile
-        n = Signal(_log2(cfg.k_chunks))  # K: column-block of the block
+        row_bits = _log2(cfg.rows)
+        n = Signal(_log2(_positions(cfg) // cfg.cols))  # column-block of the block, V: row-block
         t = Signal.like(block.last)  # first position of the word
         following = Signal(9)
         end_j = Signal()
         end_n = Signal()
         m.d.comb += [
-            t.eq(Mux(block.is_v, Cat(Const(0, lane_bits), w), Cat(Const(0, col_bits), w, n))),
+            t.eq(Mux(block.is_v, Cat(Const(0, lane_bits), w, n), Cat(Const(0, col_bits), w, n))),
             following.eq(j + Mux(block.is_v, 1, cfg.k_chunks)),
             end_j.eq(following >= block.head_chunks),
-            end_n.eq(block.is_v | (n == block.last >> _log2(cfg.cols))),
+            end_n.eq(n == Mux(block.is_v, block.last >> row_bits, block.last >> _log2(cfg.cols))),
             tag.is_v.eq(block.is_v),
             tag.cost.eq(block.cost),
             tag.end.eq(w.all() & end_j & end_n),
@@ -301,13 +472,14 @@ class Drainer(wiring.Component):
 class KvBuffer(wiring.Component):
     """Turns K and V streams into tiles for the array.
 
-    A block of R positions can be read when it is complete; several are on the way at a time, as
-    many as ``kv_chunks`` holds. One beat in and one word out per cycle.
+    A block can be read when it is complete; several are on the way at a time, as many as
+    ``kv_chunks`` holds. Up to one beat per port in and one word out per cycle.
 
     Members
     -------
     cmd : stream of kv_command, in; taken ahead of the beats; nothing in it is 0
-    beats : stream of beats, in, position-major
+    turns : stream of port numbers, in: of the streams' bursts, in order
+    beats : streams of {data, last of its burst}, in, one per port; position-major
     words : stream of words, out. K: for each column-block of C positions, for each row-block of R
         dims, the tile (column c of a word at byte c * R). V: for each row-block of R positions, for
         each chunk, the tile (position i of a word at byte i * C). Positions and chunks that the
@@ -319,7 +491,8 @@ class KvBuffer(wiring.Component):
         super().__init__(
             {
                 "cmd": In(stream.Signature(kv_command(cfg))),
-                "beats": In(stream.Signature(8 * cfg.port_bytes)),
+                "turns": In(stream.Signature(range(cfg.ports))),
+                "beats": In(stream.Signature(kv_beat(cfg))).array(cfg.ports),
                 "words": Out(stream.Signature(8 * cfg.word_bytes)),
             }
         )
@@ -335,7 +508,9 @@ class KvBuffer(wiring.Component):
         connect(m, flipped(self.cmd), commands.i)
         connect(m, commands.o, allocator.i)
         connect(m, allocator.o, filler.blocks)
-        connect(m, flipped(self.beats), filler.beats)
+        connect(m, flipped(self.turns), filler.turns)
+        for outside, inside in zip(self.beats, filler.beats, strict=True):
+            connect(m, flipped(outside), inside)
         connect(m, filler.filled, blocks.i)
         connect(m, blocks.o, drainer.filled)
         connect(m, drainer.words, flipped(self.words))
@@ -349,8 +524,8 @@ class KvBuffer(wiring.Component):
             )
             m.d.comb += [
                 bank.w.en.eq(filler.en[index]),
-                bank.w.addr.eq(filler.addr),
-                bank.w.data.eq(filler.data),
+                bank.w.addr.eq(filler.addr[index]),
+                bank.w.data.eq(filler.data[index]),
                 bank.r.en.eq(drainer.en),
                 bank.r.addr.eq(drainer.addr[index]),
                 drainer.data[index].eq(bank.r.data),

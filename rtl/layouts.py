@@ -18,6 +18,7 @@ __all__ = [
     "fetch_beat",
     "fetch_command",
     "instruction_layout",
+    "kv_beat",
     "kv_command",
     "matmul_command",
     "matmul_result",
@@ -175,8 +176,14 @@ def fetch_beat(cfg: FabricConfig) -> data.StructLayout:
     )
 
 
+def kv_beat(cfg: FabricConfig) -> data.StructLayout:
+    """``last`` marks the last beat of its burst."""
+    return data.StructLayout({"data": unsigned(8 * cfg.port_bytes), "last": unsigned(1)})
+
+
 def kv_command(cfg: FabricConfig) -> data.StructLayout:
-    """One stream of K or V: ``positions`` positions of ``head_chunks`` beats."""
+    """One stream of K or V: ``positions`` positions of ``head_chunks`` beats, from a whole burst
+    on."""
     return data.StructLayout(
         {"is_v": unsigned(1), "positions": unsigned(16), "head_chunks": unsigned(8)}
     )

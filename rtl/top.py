@@ -140,9 +140,9 @@ class Datapath(wiring.Component):
         wiring.connect(m, self.steps.stream, self.weights.start)
 
     def _fetched(self, m):
-        """Each beat to whom it is for; only the KV buffer and the scales may make it wait."""
+        """Each beat to whom it is for; only the scales may make it wait."""
         cfg, beat = self.cfg, self.fetch.out.payload
-        out, kv, embed = self.fetch.out, self.kv.beats, self.embed.beats
+        out, embed = self.fetch.out, self.embed.beats
         chunk = cfg.cols * ACT_BITS
         beats = chunk // (8 * cfg.port_bytes)  # of a chunk of 16-bit values
         m.submodules.scales = scales = Fifo(chunk, 2 * cfg.max_context // cfg.cols)
@@ -158,7 +158,6 @@ class Datapath(wiring.Component):
             rope.w.addr.eq(Cat(at, row) if cfg.max_head_chunks > 1 else row),
             rope.w.data.eq(pair),
             scales.i.payload.eq(pair),
-            kv.payload.eq(beat.data),
             embed.payload.eq(beat),
             self.descriptor.beat.eq(beat.data),
             self.program.beat.eq(beat.data),
@@ -191,10 +190,11 @@ class Datapath(wiring.Component):
                     out.ready.eq(~is_last | scales.i.ready),
                     scales.i.valid.eq(out.valid & is_last),
                 ]
-            with m.Case(BeatTag.KV):
-                m.d.comb += [out.ready.eq(kv.ready), kv.valid.eq(out.valid)]
         with m.If(self.issue.done):  # the rows of the next step come in order again
             m.d.sync += row.eq(0)
+        wiring.connect(m, self.fetch.kv_turns, self.kv.turns)
+        for beats, sink in zip(self.fetch.kv, self.kv.beats, strict=True):
+            wiring.connect(m, beats, sink)
         wiring.connect(m, self.kv.words, self.matmul.kv_words)
         wiring.connect(m, self.attention.kv, self.kv.cmd)
         wiring.connect(m, self.weights.words, self.matmul.words)

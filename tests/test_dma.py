@@ -11,8 +11,8 @@ from presets import TINY16
 from streams import receiver, sender, simulate
 from tokenfabric.rtl.axi import read_master
 from tokenfabric.rtl.burst import WindowCheck
-from tokenfabric.rtl.dma import Fetch, ReadPort, WeightStream
-from tokenfabric.rtl.layouts import BeatTag, fetch_beat, fetch_command, stream_command
+from tokenfabric.rtl.dma import LEAD, Fetch, ReadPort, WeightStream
+from tokenfabric.rtl.layouts import BeatTag, fetch_beat, fetch_command, kv_beat, stream_command
 from tokenfabric.rtl.writer import Writer
 
 from tokenfabric.config import preset
@@ -43,6 +43,8 @@ class Reader(wiring.Component):
                 "cmd": In(stream.Signature(fetch_command(cfg))),
                 "words": Out(stream.Signature(8 * cfg.word_bytes)),
                 "out": Out(stream.Signature(fetch_beat(cfg))),
+                "kv": Out(stream.Signature(kv_beat(cfg))).array(cfg.ports),
+                "kv_turns": Out(stream.Signature(range(cfg.ports))),
                 "axi": Out(read_master(cfg.port_bytes)).array(cfg.ports),
                 "window_size": In(32, init=SIZE),
                 "halt": In(1),
@@ -62,6 +64,9 @@ class Reader(wiring.Component):
         connect(m, flipped(self.cmd), fetch.cmd)
         connect(m, weights.words, flipped(self.words))
         connect(m, fetch.out, flipped(self.out))
+        connect(m, fetch.kv_turns, flipped(self.kv_turns))
+        for inside, outside in zip(fetch.kv, self.kv):
+            connect(m, inside, flipped(outside))
         m.d.comb += self.full.eq(weights.full)
         for index in range(self.cfg.ports):
             m.submodules[f"port_{index}"] = port = ReadPort(self.cfg)
@@ -148,6 +153,40 @@ def read_system(cfg, stall, seed, *, bad=None, latencies=None):
     return dut, memory, slaves, rng
 
 
+class KvReceiver:
+    """Takes K and V from all ports; ``beats`` puts them in the order in which they were asked."""
+
+    def __init__(self, dut, count, stall=0):
+        self.dut, self.count, self.stall = dut, count, stall
+        self.turns, self.lanes = [], [[] for _ in dut.kv]
+
+    def benches(self):
+        yield receiver(self.dut.kv_turns, 1 << 20, self.turns)
+        for port, got in zip(self.dut.kv, self.lanes):
+            rng = np.random.default_rng([3, len(got)])
+            yield receiver(port, 1 << 20, got, rng, self.stall)
+
+    async def run(self, ctx):
+        while sum(map(len, self.lanes)) < self.count:
+            await ctx.tick()
+
+    def beats(self):
+        found, lanes = [], [deque(lane) for lane in self.lanes]
+        for turn in self.turns:
+            burst = [lanes[turn].popleft()]
+            while not burst[-1].last:
+                burst.append(lanes[turn].popleft())
+            found += [beat.data for beat in burst]
+        assert not any(lanes)
+        return found
+
+
+def split(want):
+    """Beats of fetches: (data of K and V, all others)."""
+    kv = [data for data, tag, _ in want if tag is BeatTag.KV]
+    return kv, [beat for beat in want if beat[1] is not BeatTag.KV]
+
+
 def weight_words(cfg, memory, command):
     """The words that a stream command brings."""
     words = []
@@ -199,8 +238,10 @@ def test_weights_and_fetches_together(stall, cfg):
     fetches = random_fetches(cfg, rng, 14)
     want_words = [word for command in starts for word in weight_words(cfg, memory, command)]
     want_beats = [beat for command in fetches for beat in fetch_beats(cfg, memory, command)]
+    want_kv, want_beats = split(want_beats)
     words, beats = [], []
     slow = STALLS[stall][1]
+    kv = KvReceiver(dut, len(want_kv), slow)
     simulate(
         dut,
         [
@@ -208,12 +249,14 @@ def test_weights_and_fetches_together(stall, cfg):
             sender(dut.cmd, fetches),
             receiver(dut.words, len(want_words), words, np.random.default_rng(1), slow),
             receiver(dut.out, len(want_beats), beats, np.random.default_rng(2), slow),
+            kv.run,
         ],
-        slaves,
+        [*slaves, *kv.benches()],
     )
+    assert kv.beats() == want_kv
     assert words == want_words
     assert [(b.data, BeatTag(b.tag), b.last) for b in beats] == want_beats
-    assert sum(slave.beats for slave in slaves) == cfg.ports * len(words) + len(beats)
+    assert sum(slave.beats for slave in slaves) == cfg.ports * len(words) + len(beats) + kv.count
 
 
 def test_fetch_deals_bursts_in_turn_whatever_the_ports_do():
@@ -222,13 +265,14 @@ def test_fetch_deals_bursts_in_turn_whatever_the_ports_do():
     dut, memory, slaves, rng = read_system(cfg, "none", 3, latencies=latencies)
     fetches = random_fetches(cfg, rng, 30)
     want = [beat for command in fetches for beat in fetch_beats(cfg, memory, command)]
-    got = []
+    want_kv, want = split(want)
+    got, kv = [], KvReceiver(dut, len(want_kv))
     simulate(
         dut,
-        [sender(dut.cmd, fetches), receiver(dut.out, len(want), got, rng, 0)],
-        slaves,
+        [sender(dut.cmd, fetches), receiver(dut.out, len(want), got, rng, 0), kv.run],
+        [*slaves, *kv.benches()],
     )
-    assert [(b.data, BeatTag(b.tag), b.last) for b in got] == want
+    assert [(b.data, BeatTag(b.tag), b.last) for b in got] == want and kv.beats() == want_kv
     size, bursts = cfg.port_bytes, []
     for command in fetches:
         at, end = command["offset"], command["offset"] + command["beats"] * size
@@ -241,7 +285,8 @@ def test_fetch_deals_bursts_in_turn_whatever_the_ports_do():
 
 
 def test_throughput_of_an_ideal_memory():
-    """A word per cycle and, on its own, a fetched beat per cycle once the first have come."""
+    """Once the first have come: a word of weights per cycle; alone, a fetched beat per cycle, of
+    K and V one from each port."""
     cfg = WIDE
     dut, memory, slaves, rng = read_system(cfg, "none", 4, latencies=[(40, 41)] * 4)
     start = {"offset": 0, "superblocks": 24, "repeats": 1}
@@ -261,10 +306,38 @@ def test_throughput_of_an_ideal_memory():
 
     dut, memory, slaves, rng = read_system(cfg, "none", 5, latencies=[(40, 41)] * 4)
     got, times = [], []
-    command = {"offset": 0, "beats": 256, "tag": BeatTag.KV}
+    command = {"offset": 0, "beats": 256, "tag": BeatTag.SCALE}
     simulate(dut, [sender(dut.cmd, [command]), receiver(dut.out, 256, got, rng, 0, times)], slaves)
     assert times[-1] - times[0] == 255
     assert times[0] <= 40 + 12
+
+    dut, memory, slaves, rng = read_system(cfg, "none", 5, latencies=[(40, 41)] * 4)
+    command = {"offset": 0, "beats": 1024, "tag": BeatTag.KV}
+    order, times = [], []
+    lanes = [receiver(port, 256, [], rng, 0, times) for port in dut.kv]
+    turns = receiver(dut.kv_turns, 1 << 20, order)
+    simulate(dut, [sender(dut.cmd, [command]), *lanes], [*slaves, turns])
+    assert order == [0, 1, 2, 3] * 16
+    assert max(times) - min(times) <= 255 + 4
+
+
+def test_no_port_runs_far_ahead_of_the_others():
+    """Else they would read different rows of the same banks of the DRAM."""
+    cfg = WIDE
+    latencies = [(300, 301), (1, 2), (1, 2), (20, 40)]
+    dut, memory, slaves, rng = read_system(cfg, "none", 9, latencies=latencies)
+    start = {"offset": 0, "superblocks": 40, "repeats": 1}
+    got, leads = [], set()
+
+    async def look(ctx):
+        while True:
+            await ctx.tick()
+            counts = [len(slave.bursts) for slave in slaves]
+            leads.add(max(counts) - min(counts))
+
+    words = receiver(dut.words, 640, got, rng, 0)
+    simulate(dut, [sender(dut.start, [start]), words], [*slaves, look])
+    assert got == weight_words(cfg, memory, start) and 1 < max(leads) <= LEAD
 
 
 def test_weights_run_ahead_to_the_fifo_and_no_further():

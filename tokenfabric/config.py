@@ -134,7 +134,7 @@ class FabricConfig:
             bool(unknown),
             f"ultra = {', '.join(sorted(unknown))}: only {', '.join(sorted(ULTRA_RAM))} can be",
         )
-        block = self.rows * self.max_head_dim // self.cols
+        block = max(self.rows, BURST_BEATS) * self.max_head_dim // self.cols
         refuse(
             self.kv_chunks < 4 * block,
             f"kv_chunks = {self.kv_chunks} is below four blocks of {block} chunks",
@@ -292,7 +292,7 @@ PRESETS = {
             res_chunks=128,
             param_chunks=128,
             weight_fifo_beats=256,
-            kv_chunks=256,
+            kv_chunks=512,
             program_words=256,
         ),
         FabricConfig(
