@@ -167,14 +167,18 @@ def _scale_beats(cfg: FabricConfig, positions: int) -> int:
 def _attention(
     cfg: FabricConfig, head_chunks: int, jobs: int, pairs: int, positions: int, latency: float
 ) -> float:
-    """Cycles of an ATTEND: K and V come block by block, at most one beat per cycle, as far ahead as
+    """Cycles of an ATTEND: K and V come block by block, at the rate of the memory, as far ahead as
     the buffer has room; of a job scores, softmax and the product with V follow one another."""
-    blocks = ceil_div(positions, cfg.rows)
-    room = max(1, cfg.kv_chunks // (cfg.rows * head_chunks))  # blocks in the buffer
+    block = max(cfg.rows, BURST_BEATS)  # positions
+    room = max(1, cfg.kv_chunks // (block * head_chunks))  # blocks in the buffer
+    beats = cfg.ports * _Stream(cfg).rate  # per cycle
     tile = max(cfg.tile_cycles, pairs)
-    k_tiles = cfg.k_chunks * ceil_div(head_chunks, cfg.k_chunks) * tile  # of a block
+    k_tiles = cfg.k_chunks * ceil_div(head_chunks, cfg.k_chunks) * tile  # of a row-block
     phases = (
-        (k_tiles, pairs * blocks * cfg.k_chunks + SOFTMAX),  # scores, then their softmax
+        (
+            k_tiles,
+            pairs * ceil_div(positions, cfg.rows) * cfg.k_chunks + SOFTMAX,
+        ),  # scores, then their softmax
         (head_chunks * tile, 0),
     )
     read = [0.0] * room  # when the last blocks had been read
@@ -183,10 +187,10 @@ def _attention(
         came += _scale_beats(cfg, positions)
         done += ISSUE + pairs  # the row table
         for product, after in phases:
-            for block in range(blocks):
-                left = min(cfg.rows, positions - block * cfg.rows)
-                came = max(came, read[number % room]) + left * head_chunks
-                done = max(done, came) + product
+            for first in range(0, positions, block):
+                left = min(block, positions - first)
+                came = max(came, read[number % room]) + left * head_chunks / beats
+                done = max(done, came) + product * ceil_div(left, cfg.rows)
                 read[number % room] = done
                 number += 1
             done += _array_latency(cfg) + after

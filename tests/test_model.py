@@ -19,21 +19,21 @@ from tokenfabric.shape import shape_from
 
 # tokenfabric perf --preset P --shape S --context T
 DECODE = [
-    ("tiny", "stories260k", 8, 21_814),
-    ("tiny", "stories260k", 64, 23_428),
-    ("tiny", "stories260k", 500, 42_409),
-    ("pynq-z2", "stories260k", 8, 14_325),
-    ("pynq-z2", "stories260k", 64, 15_992),
-    ("pynq-z2", "stories260k", 500, 35_318),
-    ("pynq-z2", "stories15m", 64, 780_680),
-    ("pynq-z2", "stories15m", 254, 864_341),
+    ("tiny", "stories260k", 8, 21_825),
+    ("tiny", "stories260k", 64, 23_312),
+    ("tiny", "stories260k", 500, 34_758),
+    ("pynq-z2", "stories260k", 8, 14_307),
+    ("pynq-z2", "stories260k", 64, 15_863),
+    ("pynq-z2", "stories260k", 500, 26_379),
+    ("pynq-z2", "stories15m", 64, 769_366),
+    ("pynq-z2", "stories15m", 254, 802_303),
 ]
 # tokenfabric perf --preset P --shape S --rows M: cycles per step, of the classifier
 PREFILL = [
-    ("tiny", "stories260k", 10, 22_656, 2_219),
-    ("tiny", "stories260k", 100, 26_501, 2_225),
-    ("pynq-z2", "stories260k", 10, 34_168, 1_175),
-    ("pynq-z2", "stories260k", 100, 53_031, 1_159),
+    ("tiny", "stories260k", 10, 22_670, 2_219),
+    ("tiny", "stories260k", 100, 26_417, 2_225),
+    ("pynq-z2", "stories260k", 10, 34_185, 1_238),
+    ("pynq-z2", "stories260k", 100, 52_974, 1_162),
 ]
 
 
@@ -70,7 +70,7 @@ def test_what_takes_the_time_is_told():
     cfg, small = preset("pynq-z2"), shape_from("stories260k")
     big = shape_from("stories110m")
     assert estimate_decode(cfg, big, 64)["time"]["memory"] > 0.3
-    assert estimate_decode(cfg, small, 500)["time"]["attention"] > 0.6
+    assert estimate_decode(cfg, small, 500)["time"]["attention"] > 0.5
     prefill = estimate_prefill(cfg, big, 64)["time"]
     assert prefill["array"] > 0.9 and prefill["memory"] < 0.01
 
