@@ -31,4 +31,12 @@ def test_what_a_file_holds(path):
 
 
 def test_there_are_notebooks():
-    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2"]
+    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "5"]
+
+
+def test_on_a_board_everything_is_done_as_on_a_virtual_one():
+    first, board = (
+        [c["source"] for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+        for path in (NOTEBOOKS[0], NOTEBOOKS[-1])
+    )
+    assert len(first) > 5 and first[1:] == board[2:]

@@ -17,10 +17,11 @@ from tokenfabric.progress import Progress
 if TYPE_CHECKING:
     from tokenfabric.host.pynq_device import Board
     from tokenfabric.host.tokenizer import Tokenizer
+    from tokenfabric.quant.checkpoint import Checkpoint
     from tokenfabric.quant.qmodel import QModel
     from tokenfabric.sim.board import VirtualBoard
 
-__all__ = ["load", "load_model", "open_board"]
+__all__ = ["load", "load_checkpoint", "load_model", "open_board"]
 
 VIRTUAL = "kv260", "pynq-z2"  # a board that every pynq knows, an accelerator quickly simulated
 _ending = ExitStack()  # ends the virtual board with the program
@@ -103,3 +104,11 @@ def load_model(
     with Progress() as progress:
         found = inputs.load_model(path, tokenizer, progress)
     return found, inputs.tokenizer_of(found.tokenizer, path)
+
+
+def load_checkpoint(
+    checkpoint: str | Path | None = None, tokenizer: str | None = None
+) -> tuple[Checkpoint, Tokenizer]:
+    """The floats of a llama2.c .bin or a Hugging Face folder; by default of the shipped model."""
+    path = inputs.shipped_model() if checkpoint is None else Path(checkpoint)
+    return inputs.load_checkpoint(path, tokenizer)

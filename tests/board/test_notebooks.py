@@ -1,12 +1,15 @@
 """The notebooks, executed: against virtual boards, in a kernel of this environment."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import PYNQ, ROOT
+from tokenfabric.quant.qmodel import QModel
+from tokenfabric.quant.quantize import RECIPES
 
 NOTEBOOKS = ROOT / "notebooks"
 STORY = "She saw something shiny under a bush."
@@ -63,3 +66,21 @@ def test_inside_the_softmax(tmp_path, monkeypatch):
     assert len(shown(outputs, "image/png")) == 5
     assert "every weight equal: True" in printed(outputs)
     assert "the multiplier, too: True" in printed(outputs)
+
+
+def test_quantize_your_model(tmp_path, monkeypatch):
+    outputs = execute("3_quantize_your_model.ipynb", tmp_path, monkeypatch)
+    assert len(shown(outputs, "image/png")) == 4
+    divergence, same = re.search(r"w8 +KL (\S+), top-1 (\S+) %", printed(outputs)).groups()
+    assert 0 < float(divergence) < 0.001 and float(same) > 98
+    model = QModel.read(tmp_path / "my_model.tfm")
+    assert model.recipe in RECIPES and model.tokenizer
+
+
+def test_on_the_board(board, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYNQ_REMOTE_DEVICES", board.address)
+    monkeypatch.setenv("TOKENFABRIC_BITSTREAM", str(board.bitfile))
+    outputs = execute("5_on_the_board.ipynb", tmp_path, monkeypatch)
+    assert "(virtual), accelerator tiny" in printed(outputs)
+    story, *_ = shown(outputs, "text/html")
+    assert STORY in story
