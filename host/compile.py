@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tokenfabric.host.image import PAGE, Image, MemoryMap
@@ -203,8 +204,8 @@ def _layer(
     p.load([layer.attn_norm.gain, mean, layer.ffn_norm.gain], Unit.VECTOR)
     mean_at = z.dim
     ffn_gain = mean_at + s.kv_heads * z.head
-    x = {"src": 0, "src_stride": z.x_stride}
-    out = {"dst_stride": z.out_stride}
+    x: dict[str, Any] = {"src": 0, "src_stride": z.x_stride}
+    out: dict[str, Any] = {"dst_stride": z.out_stride}
 
     def norm(n, gain_at: int, wait: Unit) -> None:
         p.add(
@@ -221,14 +222,14 @@ def _layer(
         )
 
     dim_rows = _chunked(1, s.dim, cfg.cols)
-    to_res = {"dst_stride": z.dim, "mode": Dest.RES}
+    to_res: dict[str, Any] = {"dst_stride": z.dim, "mode": Dest.RES}
 
     norm(layer.attn_norm, 0, Unit.ARRAY | Unit.EMBED)
     kv_rows, q_rows = head_rows[s.kv_heads], head_rows[s.heads]
     kv_chunks = s.kv_heads * z.head
     p.matmul(layer.wk, kv_rows, Unit.VECTOR, **x, **out, dst=0, mode=Dest.OUT, sat=TensorClass.K)
     p.matmul(layer.wv, kv_rows, **x, **out, dst=kv_chunks, mode=Dest.OUT8, sat=TensorClass.V)
-    heads = {"head_chunks": z.head, "imm": kv, "imm2": scales}
+    heads: dict[str, Any] = {"head_chunks": z.head, "imm": kv, "imm2": scales}
     p.add(
         Op.APPEND,
         Unit.ARRAY,
