@@ -103,21 +103,19 @@ class Issue(wiring.Component):
         ]
 
         ahead, known = Signal(range(ITEMS + 1)), Signal(range(ITEMS + 1))
-        room = Signal(range(BEATS + 1), init=BEATS)
+        room, has_room = Signal(range(BEATS + 1), init=BEATS), Signal()
         beat, end1, end2 = Signal(), Signal(), Signal()
         m.d.comb += [
             first.step.eq(two_pass & first.valid & (ahead != ITEMS)),
             second.step.eq(
-                second.valid
-                & ~first.step
-                & (~self.append | (room != 0))
-                & (~two_pass | (known != 0))
+                second.valid & ~first.step & (~self.append | has_room) & (~two_pass | (known != 0))
             ),
             beat.eq(second.step & self.append),
             end1.eq(first.step & first.head_last),
             end2.eq(second.step & second.head_last),
         ]
         m.d.sync += room.eq(room + self.beat_taken - beat)
+        m.d.sync += has_room.eq(room > 1)  # also after the beat that may be issued meanwhile
         with m.If(two_pass):
             m.d.sync += [
                 ahead.eq(ahead + end1 - end2),

@@ -44,7 +44,8 @@ class _Loops(wiring.Component):
     """The two loops over the tiles of a command: K and STREAM n outer, k inner; V the other way.
 
     ``start`` begins anew (``cmd`` must stay until the end), ``step`` goes to the next tile.
-    ``running`` falls after the last. ``last_outer`` and ``last_inner`` mark the ends of the loops.
+    ``running`` falls after the last. ``first_inner``, ``last_inner`` and ``last_outer`` mark the
+    ends of the loops.
     """
 
     def __init__(self, cfg: FabricConfig):
@@ -56,6 +57,7 @@ class _Loops(wiring.Component):
                 "running": Out(1),
                 "inner": Out(COUNT_BITS),
                 "outer": Out(COUNT_BITS),
+                "first_inner": Out(1),
                 "last_inner": Out(1),
                 "last_outer": Out(1),
             }
@@ -81,12 +83,14 @@ class _Loops(wiring.Component):
                 before_inner.eq(inners - 2),
                 before_outer.eq(outers - 2),
                 one_inner.eq(inners == 1),
+                self.first_inner.eq(1),
                 self.last_inner.eq(inners == 1),
                 self.last_outer.eq(outers == 1),
             ]
         with m.Elif(self.step):
             m.d.sync += [
                 self.inner.eq(self.inner + 1),
+                self.first_inner.eq(self.last_inner),
                 self.last_inner.eq(self.inner == before_inner),
             ]
             with m.If(self.last_inner):
@@ -272,7 +276,7 @@ class Issue(wiring.Component):
         m.submodules.loops = loops = _Loops(cfg)
         is_v = cmd.kind == MatmulKind.V
         new_tile = self.index == 0
-        new_block = new_tile & (loops.inner == 0)
+        new_block = new_tile & loops.first_inner
         full = (cmd.dest == MatmulDest.LOGITS) & new_block & ~self.room
         end_row = Signal.like(self.index)
         last_row = self.index == end_row
@@ -381,8 +385,12 @@ class Drain(wiring.Component):
         is_v, is_stream = cmd.kind == MatmulKind.V, cmd.kind == MatmulKind.STREAM
         block = Signal(COUNT_BITS)
         end_row, end_block = Signal.like(self.index), Signal.like(block)
-        m.d.sync += [end_row.eq(cmd.m - 1), end_block.eq(cmd.n - 1)]
-        last_row, last_block = self.index == end_row, block == end_block
+        last_row, last_block = self.index == end_row, Signal()
+        m.d.sync += [
+            end_row.eq(cmd.m - 1),
+            end_block.eq(cmd.n - 1),
+            last_block.eq(block == end_block),  # late by a cycle; a block takes at least four
+        ]
         group = (cfg.scale_channels // cfg.cols - 1).bit_length()
         part = block[:group] & is_stream.replicate(group)
         group_ends = ~is_stream | block[:group].all() if group else 1

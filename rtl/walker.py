@@ -98,7 +98,8 @@ class Walker(wiring.Component):
             m.d.sync += [self.seek.eq(0), self.valid.eq(1)]
         with m.Elif(self.seek & self.look):
             m.d.sync += next_row
-        with m.Elif(self.step & self.row_last):
+        # There is no step while it seeks: last, because this condition is late.
+        with m.If(self.step & self.row_last):
             m.d.sync += [
                 *next_row,
                 self.visit.eq(self.visit + 1),

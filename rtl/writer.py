@@ -132,7 +132,15 @@ class Writer(wiring.Component):
         axi = self.axi
         m.submodules.collector = collector = Collector(self.cfg)
         m.submodules.check = check = WindowCheck(self.cfg)
-        connect(m, flipped(self.beats), collector.i)
+        taken = Signal()  # a register between who writes and the collector
+        beat = Signal.like(self.beats.payload, reset_less=True)
+        m.d.comb += [
+            self.beats.ready.eq(~taken | collector.i.ready),
+            collector.i.valid.eq(taken),
+            collector.i.payload.eq(beat),
+        ]
+        with m.If(self.beats.ready):
+            m.d.sync += [taken.eq(self.beats.valid), beat.eq(self.beats.payload)]
         connect(m, collector.bursts, check.i)
         free = Signal()  # AW can take a burst, and W its beats right after
         issue = Signal()
@@ -161,15 +169,15 @@ class Writer(wiring.Component):
             m.d.sync += self.error_window.eq(1)
         with m.If(axi.bvalid & (axi.bresp != 0)):
             m.d.sync += self.error_axi.eq(1)
-        self.account(m, collector, issue, outstanding)
+        self.account(m, collector, issue, outstanding, taken)
         return m
 
-    def account(self, m, collector, issue, outstanding):
+    def account(self, m, collector, issue, outstanding, taken):
         axi = self.axi
         unanswered = Signal(range(BURSTS + OUTSTANDING + 8))  # bursts from complete to response
         m.d.comb += [
             self.quiet.eq(outstanding == 0),
-            self.idle.eq(~collector.open & (unanswered == 0)),
+            self.idle.eq(~taken & ~collector.open & (unanswered == 0)),
         ]
         m.d.sync += [
             outstanding.eq(outstanding + issue - axi.bvalid),
