@@ -66,9 +66,9 @@ class RegisterDevice:
             )
         high, low = self.register("FINGERPRINT_HI"), self.register("FINGERPRINT_LO")
         self.fingerprint = f"{high << 32 | low:016x}"
-        for name, base, memory in zip(("WINDOW", "JOB"), bus.bases, bus.memory):
-            self._set(name + "_BASE", base)
-            self._set(name + "_SIZE", memory.size)
+        for name, window in (("JOB", 1), ("WINDOW", 0)):  # JOB_BASE first: it says whose they are
+            self._set(name + "_BASE", bus.bases[window])
+            self._set(name + "_SIZE", bus.memory[window].size)
         self._set("WATCHDOG", watchdog)
         self._dirty: set[int] = set()  # windows that the host has written since they were flushed
         self._stale: set[int] = set()  # windows that the accelerator may have written since
@@ -121,13 +121,9 @@ class RegisterDevice:
         return self.bus.memory[window][offset : offset + count]
 
     def start(self) -> None:
+        self._check_owner()
         if self.register("STATUS") == State.RUNNING:
             raise RuntimeError("a run is under way; wait for its end or stop it")
-        if [self.register(name) for name in ("WINDOW_BASE", "JOB_BASE")] != list(self.bus.bases):
-            raise DeviceLost(
-                "the accelerator's windows are not the ones this program opened: another program "
-                "has taken it or loaded another bitstream; open it again"
-            )
         for window in sorted(self._dirty):
             self.bus.flush(window)
         self._dirty.clear()
@@ -136,16 +132,27 @@ class RegisterDevice:
         self._set("CONTROL", 1)
         self._running = True
 
+    def _check_owner(self) -> None:
+        """DeviceLost if the accelerator does not work, or would not work, for this device."""
+        if self.register("JOB_BASE") != self.bus.bases[1]:
+            self._running = False
+            raise DeviceLost(
+                "the accelerator's windows are not the ones this program opened: another program "
+                "has taken it or loaded a bitstream; open it again"
+            )
+
     def _see(self, value: int) -> None:
         if value != self._seen:
             self._set("SEEN", value)
             self._seen = value
 
     def stop(self) -> None:
+        self._check_owner()
         self._set("CONTROL", 2)
 
     def reset(self, deadline: float = 10.0) -> None:
         """End a run at once; DeviceTimeout if the accelerator does not let go of the memory."""
+        self._check_owner()
         self._set("CONTROL", 4)
         self.wait(deadline)
 
@@ -154,9 +161,12 @@ class RegisterDevice:
         if state is State.RUNNING:
             self.bus.advance()
             state = State(self.register("STATUS"))
-        self._running = state is State.RUNNING
         done = self.register("RING_HEAD")
-        self._see(done | (state is not State.RUNNING) << 31)
+        seen = done | (state is not State.RUNNING) << 31
+        if self._running and seen != self._seen:
+            self._check_owner()  # or the news is another program's
+        self._running = state is State.RUNNING
+        self._see(seen)
         return state, done, Error(self.register("ERROR") & 0xFF)
 
     def wait(self, deadline: float) -> State:

@@ -34,7 +34,7 @@ from tokenfabric.registers import State
 
 __all__ = ["Board", "Caller", "PynqBus", "TokenFabricIP"]
 
-ANSWER_SECONDS = 20.0  # for one call of a remote board
+ANSWER_SECONDS = 20.0  # for one call of a remote board, unless the user says otherwise
 SLOWEST = 1e6  # bytes per second of its network
 POLL_SECONDS = 0.001
 INTERRUPT_SECONDS = 0.1  # then the registers are looked at
@@ -51,12 +51,12 @@ class TokenFabricIP(pynq.DefaultIP):
 class Caller:
     """Makes the calls of a remote board in a thread of its own, so that each has a deadline.
 
-    A call that fails or does not return in time raises DeviceLost; so does every later one, because
-    nobody knows any more what the board has done.
+    A call that fails raises DeviceLost. One that does not return within ``deadline`` seconds does,
+    too, and ends the connection with ``hang_up``; every later call then raises the same at once.
     """
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, name: str, deadline: float, hang_up: Callable[[], None]):
+        self.name, self.deadline, self._hang_up = name, deadline, hang_up
         self._lost = ""
         self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True, name=name).start()
@@ -75,7 +75,7 @@ class Caller:
             raise DeviceLost(self._lost)
         answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._calls.put((function, arguments, answer))
-        seconds = ANSWER_SECONDS + moved / SLOWEST
+        seconds = self.deadline + moved / SLOWEST
         try:
             result, error = answer.get(timeout=seconds)
         except queue.Empty:
@@ -83,14 +83,17 @@ class Caller:
                 f"{self.name} has not answered for {seconds:g} s; check its power and its "
                 "network, then open it again"
             )
+            self._hang_up()  # or the thread would wait in there for ever, even when Python ends
             raise DeviceLost(self._lost) from None
-        if error is not None:
-            self._lost = f"{self.name} does not answer any more ({_reason(error)}); open it again"
-            raise DeviceLost(self._lost) from error
-        return result
+        if error is None:
+            return result
+        gone = hasattr(error, "code")  # an error of gRPC; else the board said what is wrong
+        what = f"does not answer any more ({_reason(error)})" if gone else f"says: {_reason(error)}"
+        raise DeviceLost(f"{self.name} {what}; open it again") from error
 
     def close(self) -> None:
         """Ends the thread after the calls that wait."""
+        self._lost = self._lost or f"{self.name} has been closed; open it again"
         self._calls.put(None)
 
 
@@ -119,8 +122,9 @@ class PynqBus:
         self._interrupt = getattr(ip, "irq", None) if call is _here else None
         self._loop = _event_loop() if self._interrupt is not None else None
         self._buffers: list[Any] = []
+        self._closed = False
         self.bases: list[int] = []
-        self.memory: list[np.ndarray] = []
+        self._memory: list[np.ndarray] = []
         try:
             for size in sizes:
                 self._allocate(size)
@@ -131,22 +135,25 @@ class PynqBus:
     def _allocate(self, size: int) -> None:
         """One more buffer. Only when asked for its address, a remote board says there is none."""
 
-        def attempt() -> tuple[Any, Any]:
-            try:
-                buffer = pynq.allocate((size,), "u1", target=self._ip.device)
-                return buffer, int(buffer.physical_address)
-            except Exception as error:
-                return None, error
+        def attempt() -> tuple[Any, int]:
+            buffer = pynq.allocate((size,), "u1", target=self._ip.device)
+            return buffer, int(buffer.physical_address)
 
-        buffer, base = self._call(attempt)
-        if buffer is None:
+        try:
+            buffer, base = self._call(attempt)
+        except Exception:
             self.read32(registers.offset("IDENT"))  # DeviceLost if it is not the memory
             found = self._call(_cma, self._ip.device)
             there = f" ({found[0]} of {found[1]} MiB are free)" if found else ""
+            remedy = "boot with a larger cma="
+            if found is None or size <= found[1] * MIB:
+                remedy = (
+                    "close what else uses it, restart the board if killed programs have left "
+                    "theirs behind, or " + remedy
+                )
             raise UserError(
-                f"the board has no {size / MIB:.1f} MiB of contiguous memory left{there}; close "
-                "what else uses it, or boot with a larger cma="
-            )
+                f"the board has no {size / MIB:.1f} MiB of contiguous memory left{there}; {remedy}"
+            ) from None
         self._buffers.append(buffer)
         if base + size > ADDRESS_LIMIT:
             raise UserError(
@@ -154,7 +161,17 @@ class PynqBus:
                 f"memory below {ADDRESS_LIMIT:#x}; boot with cma=<size>@<address below it>"
             )
         self.bases.append(base)
-        self.memory.append(np.asarray(buffer))
+        self._memory.append(np.asarray(buffer))
+
+    @property
+    def memory(self) -> list[np.ndarray]:
+        """The buffers; DeviceLost if they have been given back."""
+        if self._closed:
+            raise DeviceLost(
+                "the memory of this model was given back when the board was closed or took "
+                "another model; load it again"
+            )
+        return self._memory
 
     def read32(self, offset: int) -> int:
         """A register."""
@@ -179,7 +196,7 @@ class PynqBus:
 
     def close(self) -> None:
         """Give the buffers back. That a board is gone does not matter any more."""
-        self.memory, self.bases = [], []
+        self._closed, self._memory = True, []
         buffers, self._buffers = self._buffers, []
         for buffer in buffers:
             try:
@@ -214,18 +231,22 @@ def _wait(interrupt: Any, loop: Any) -> bool:
 
     In a notebook the loop runs in the main thread: other threads can wait for it, that one cannot.
     """
-    waiting = asyncio.wait_for(interrupt.wait(), INTERRUPT_SECONDS)
     try:
-        if not loop.is_running():
-            loop.run_until_complete(waiting)
+        asyncio.get_running_loop()
+        return False
+    except RuntimeError:
+        if loop.is_closed():
+            return False
+
+    async def news() -> None:
+        await asyncio.wait_for(interrupt.wait(), INTERRUPT_SECONDS)
+
+    try:
+        if loop.is_running():
+            seconds = 2 * INTERRUPT_SECONDS  # it may have other things to do
+            asyncio.run_coroutine_threadsafe(news(), loop).result(seconds)
         else:
-            try:
-                asyncio.get_running_loop()
-            except RuntimeError:
-                asyncio.run_coroutine_threadsafe(waiting, loop).result()
-            else:
-                waiting.close()
-                return False
+            loop.run_until_complete(news())
     except (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError):
         pass
     return True
@@ -237,8 +258,12 @@ class Board:
     bitfile: the .bit; its .hwh stands beside it. address: of a remote board, as it would stand in
     PYNQ_REMOTE_DEVICES; by default the board that PYNQ finds. download: program the board (False:
     it is already programmed, by this file). preset: of the accelerator, if it is not one of ours;
-    ``config`` is found by the fingerprint. UserError for no board, a missing or wrong bitstream, a
-    map that is not this version's, an accelerator that is busy; DeviceLost if the board is gone.
+    ``config`` is found by the fingerprint. deadline: seconds that a remote board may take for an
+    answer. UserError for no board, a missing or wrong bitstream, a map that is not this version's,
+    an accelerator that is busy; DeviceLost if the board is gone, then and later.
+
+    Who opens a board with ``download`` takes it, whatever another program is doing with it; that
+    program gets a DeviceLost.
     """
 
     def __init__(
@@ -248,6 +273,7 @@ class Board:
         address: str | None = None,
         download: bool = True,
         preset: str | None = None,
+        deadline: float = ANSWER_SECONDS,
     ):
         path = Path(bitfile)
         for file in (path, path.with_suffix(".hwh")):
@@ -256,18 +282,25 @@ class Board:
         device = _find_device(address)
         self.remote = bool(device.capabilities.get("REMOTE"))
         self.name = f"the board at {device.ip_addr}" if self.remote else "this board"
-        self._call = Caller(self.name) if self.remote else _here
+        self._call: Callable = _here
         self.title = str(device.name)  # a virtual one says that it is
         self._held: tuple[RegisterDevice, PynqBus] | None = None
-        if self.remote:  # else pynq keeps files beside its own code, shared by all boards
+        if self.remote:
+            self._call = Caller(self.name, deadline, device.client.channel.close)
+            # pynq keeps files beside its own code, shared by all boards
             device.gen_cache = lambda *_, **__: None
-        self.overlay = self._load(path, download, device)
-        self.ip = self._find(path)
-        self._check_map(path)
-        bus = PynqBus(self.ip, (), self._call)
-        self._read = lambda name: bus.read32(registers.offset(name))
-        self.config = self._identify(preset)
         atexit.register(self.close)
+        try:
+            self.overlay = self._load(path, download, device)
+            self.ip = self._find(path)
+            self._check_map(path)
+            bus = PynqBus(self.ip, (), self._call)
+            self._read = lambda name: bus.read32(registers.offset(name))
+            self.config = self._identify(preset)
+            self._check_idle()
+        except BaseException:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"<Board {self.title}, accelerator {self.config.name}>"
@@ -275,18 +308,16 @@ class Board:
     def _load(self, path: Path, download: bool, device: Any) -> Any:
         """The overlay. What pynq raises says little; whether the board is gone is asked again."""
 
-        def attempt() -> tuple[Any, Exception | None]:
-            try:
-                return pynq.Overlay(str(path), download=download, device=device), None
-            except Exception as error:
-                return None, error
+        def attempt() -> Any:
+            return pynq.Overlay(str(path), download=download, device=device)
 
-        overlay, error = self._call(attempt)
-        if error is None:
-            return overlay
-        if self.remote:
-            self._call(device.exists_file, "/proc/version")
-        raise UserError(f"{path}: PYNQ cannot load it ({_reason(error)}); build it again")
+        try:
+            return self._call(attempt, moved=path.stat().st_size)
+        except Exception as error:
+            if self.remote:
+                self._call(device.exists_file, "/proc/version")
+            why = _reason(error.__cause__ or error)
+            raise UserError(f"{path}: PYNQ cannot load it ({why}); build it again") from None
 
     def _find(self, path: Path) -> Any:
         kinds = {name: entry["type"] for name, entry in self.overlay.ip_dict.items()}
@@ -313,8 +344,6 @@ class Board:
             raise UserError(
                 "the board is not programmed with this bitstream; open with download=True"
             )
-        if self._read("STATUS") == State.RUNNING:
-            raise UserError("the accelerator is at work for another program; wait for its end")
         for config in PRESETS.values() if name is None else [preset(name)]:
             if config.fingerprint == found:
                 return config
@@ -322,6 +351,13 @@ class Board:
             f"the accelerator's fingerprint is {found}, not that of {name or 'any preset'}; build "
             "the bitstream with the version of tokenfabric that you run, or name its preset file"
         )
+
+    def _check_idle(self) -> None:
+        if self._read("STATUS") == State.RUNNING:
+            raise UserError(
+                "the accelerator is at work for another program; wait for its end, or end it by "
+                "opening the board with download=True"
+            )
 
     def clocks(self) -> tuple[float | None, float]:
         """MHz of the processor's first fabric clock: as the bitstream wants it, as it is set."""
@@ -340,6 +376,7 @@ class Board:
     def device(self, image: Image, dumped_logits: int = 0) -> RegisterDevice:
         """A device with memory for the image; it takes the place of the one before."""
         self._release()
+        self._check_idle()
         bus = PynqBus(self.ip, image.memory(dumped_logits), self._call)
         try:
             device = RegisterDevice(bus)
@@ -377,16 +414,17 @@ class Board:
 
 def _find_device(address: str | None) -> Any:
     """The device that pynq shall use from now on; UserError if there is none."""
-    asked = address or os.environ.get("PYNQ_REMOTE_DEVICES")
+    # Always a new connection: pynq keeps the first one for good, and none if that failed.
+    address = address or os.environ.get("PYNQ_REMOTE_DEVICES", "").split(",")[0].strip()
     try:
-        if address is None:
+        if not address:
             device = pynq.Device.active_device
         else:
             from pynq.pl_server.remote_device import RemoteDevice
 
             device = RemoteDevice(0, address)
     except Exception as error:
-        where = f"at {asked}" if asked else "here (PYNQ_REMOTE_DEVICES is not set)"
+        where = f"at {address}" if address else "here (PYNQ_REMOTE_DEVICES is not set)"
         raise UserError(
             f"no board {where}: {_reason(error)}; check its address and that it has started, or "
             "run one with 'tokenfabric board kv260'"

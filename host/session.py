@@ -348,13 +348,14 @@ class Session:
             with suppress(DeviceTimeout):  # the next session tries again
                 end_run(self.device, self.deadline, at_once=True)
             raise
-        except (DeviceError, DeviceLost):
+        except DeviceError:
             raise
-        except BaseException:  # closed or interrupted: the device has gone on meanwhile
-            end_run(self.device, self.deadline)
-            self._collect(job)
-            job.descriptor[STEPS] = len(job.steps)
-            self._read_logits(job, rows)
+        except BaseException:  # closed, interrupted or lost: the device may have gone on meanwhile
+            with suppress(DeviceLost):  # then nothing can be ended
+                end_run(self.device, self.deadline)
+                self._collect(job)
+                job.descriptor[STEPS] = len(job.steps)
+                self._read_logits(job, rows)
             raise
         self._read_logits(job, rows)
 
@@ -377,7 +378,10 @@ class Session:
             if len(job.steps) > seen:
                 end = time.monotonic() + self.deadline
             elif time.monotonic() > end:
-                raise DeviceTimeout(f"no new token within {self.deadline:g} s")
+                raise DeviceTimeout(
+                    f"no new token within {self.deadline:g} s; open the device anew, or give it a "
+                    "longer deadline if it is only slow"
+                )
 
     def _collect(self, job: Job) -> State:
         """Append the steps whose tokens have come to stand in the ring."""

@@ -118,10 +118,10 @@ def _guarded(argv: Sequence[str] | None) -> int:
         remedy = f"pip install 'tokenfabric[{extra}]'"
         return _say(f"this needs the package {error.name}; install it with: {remedy}", USER_ERROR)
     except RuntimeError as error:
-        from tokenfabric.host.device import DeviceError, DeviceTimeout
+        from tokenfabric.host.device import DeviceError, DeviceLost, DeviceTimeout
         from tokenfabric.sim.verilator import SimulationError
 
-        if not isinstance(error, (DeviceError, DeviceTimeout, SimulationError)):
+        if not isinstance(error, (DeviceError, DeviceLost, DeviceTimeout, SimulationError)):
             raise
         return _say(str(error), FAILURE)
 
