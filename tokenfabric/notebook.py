@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenfabric.commands import inputs
-from tokenfabric.errors import UserError
+from tokenfabric.errors import UserError, missing_package
 from tokenfabric.host.text import LLM
 from tokenfabric.progress import Progress
 
@@ -47,8 +47,10 @@ def open_board(
         bitfile, address = found.bitfile, found.address
     if address is not None and "pynq" not in sys.modules:
         os.environ["PYNQ_REMOTE_DEVICES"] = address  # read once: a remote board has no interrupts
-    from tokenfabric.host.pynq_device import Board
-
+    try:
+        from tokenfabric.host.pynq_device import Board
+    except ModuleNotFoundError as error:
+        raise missing_package(error) from None
     return Board(bitfile, address=address, **options)
 
 
