@@ -336,6 +336,27 @@ PRESETS = {
             ps_ports=("hp0", "hp1", "hp3", "hpc0"),
             ultra=("in", "scores", "weights", "kv"),
         ),
+        # Block RAM is the memory (rtl/ulx3s.py) and has little left for the accelerator's own:
+        # enough for a model of 260k parameters.
+        FabricConfig(
+            name="ulx3s",
+            part="LFE5U-85F-6BG381C",
+            rows=8,
+            cols=8,
+            ports=2,
+            clock_mhz=75.0,
+            dram=Dram(name="none", peak_bytes_per_s=1.2e9, reachable=1.0),
+            max_rows=4,
+            max_context=128,
+            max_head_dim=8,
+            in_chunks=256,
+            out_chunks=256,
+            res_chunks=64,
+            param_chunks=128,
+            weight_fifo_beats=256,
+            kv_chunks=128,
+            program_words=256,
+        ),
     )
 }
 
