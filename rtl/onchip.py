@@ -142,9 +142,7 @@ class OnchipMemory(wiring.Component):
         banks = -(-self.words // BANK_WORDS)
         low = (min(self.words, BANK_WORDS) - 1).bit_length()
         data_in = delays(m, word, 1, name="data_in")[1]
-        within = [
-            delays(m, a[:low], 1, name=f"within_{p}")[1] for p, a in enumerate(addresses)
-        ]
+        within = [delays(m, a[:low], 1, name=f"within_{p}")[1] for p, a in enumerate(addresses)]
         found: list[list] = [[], []]
         for bank in range(banks):
             depth = min(BANK_WORDS, self.words - bank * BANK_WORDS)

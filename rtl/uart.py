@@ -1,19 +1,4 @@
-"""The host's link over a serial line: registers and memory, every frame with a checksum.
-
-Bytes are 8N1, least significant bit first. A request is
-
-    command  count  address[4]  crc[2]  { data[8] x (count + 1)  crc[2] }    data: writes only
-
-and its answer ``status { data[8] x (count + 1) } crc[2]``, data for reads only. ``command`` is 0 to
-read memory, 1 to write memory, 2 to read a register, 3 to write one; ``address`` is in bytes, low
-byte first, a multiple of 8 for memory; a register is the low four bytes of one unit of data. Each
-``crc`` is CRC-16/CCITT (0x1021, from 0xFFFF) of the bytes before it, back to the last ``crc`` or to
-the start of the frame, high byte first.
-
-``status`` is 0xA5, or 0x5A after a request that is broken or unknown; then nothing of a register
-write was done, of a memory write perhaps a part. A broken request, also one that stops in the
-middle, is over when the line has been silent for SILENCE; then it is answered. ITU-T V.41.
-"""
+"""The host's link over a serial line: registers and memory, as ``tokenfabric.link`` says."""
 
 from __future__ import annotations
 
@@ -24,11 +9,10 @@ from tokenfabric.rtl.axi import lite
 from tokenfabric.rtl.control import RegisterPort
 from tokenfabric.rtl.onchip import HOST_LATENCY, host_port
 
-__all__ = ["BAD", "OK", "SILENCE_S", "Link", "divisor"]
+from tokenfabric.link import BAD, OK, SILENCE, UNIT
 
-OK, BAD = 0xA5, 0x5A
-SILENCE_S = 0.02  # USB may pause for some milliseconds within a frame
-UNIT = 8  # bytes
+__all__ = ["Link", "divisor"]
+
 TOLERANCE = 0.02  # of the line rate: two ends off by it still agree on the tenth bit
 
 
@@ -107,7 +91,7 @@ class Link(wiring.Component):
     ``active`` (Out: a request is under way).
     """
 
-    def __init__(self, clock_hz: float, baud: float, addr_bits: int, silence: float = SILENCE_S):
+    def __init__(self, clock_hz: float, baud: float, addr_bits: int, silence: float = SILENCE):
         self.divisor = divisor(clock_hz, baud)
         self.silence = int(clock_hz * silence)
         self.addr_bits = addr_bits

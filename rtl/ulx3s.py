@@ -11,10 +11,11 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.rtl.onchip import OnchipMemory
 from tokenfabric.rtl.top import Top
-from tokenfabric.rtl.uart import SILENCE_S, Link
+from tokenfabric.rtl.uart import Link
 
-from tokenfabric.boards import BAUD, BLOCK_RAM
+from tokenfabric.boards import BLOCK_RAM
 from tokenfabric.config import FabricConfig
+from tokenfabric.link import BAUD, SILENCE
 
 __all__ = ["PINS", "Board", "Ulx3s", "constraints"]
 
@@ -57,7 +58,7 @@ class Board(wiring.Component):
         *,
         size: int = sum(BLOCK_RAM),
         baud: float = BAUD,
-        silence: float = SILENCE_S,
+        silence: float = SILENCE,
     ):
         if (cfg.ports, cfg.port_bytes) != (2, 8):
             raise ValueError(f"{cfg.name}: the board's memory has two ports of 8 bytes")
@@ -141,7 +142,7 @@ class Ulx3s(wiring.Component):
 
 
 def pll(mhz: float) -> dict[str, object]:
-    """Parameters of an EHXPLLL that makes ``mhz`` of the crystal: its VCO runs at 400 to 800 MHz."""
+    """Parameters of an EHXPLLL that makes ``mhz``: its VCO runs at 400 to 800 MHz."""
     for refclk in range(1, 9):  # at least 3.125 MHz at the phase detector
         feedback = mhz * refclk / CRYSTAL_MHZ
         for divide in range(128, 0, -1):

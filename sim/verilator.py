@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -70,27 +69,37 @@ def build(
     """
     if not 1 <= ports <= 8 or port_bytes not in (8, 16):
         raise ValueError(f"ports={ports} (1..8), port_bytes={port_bytes} (8 or 16)")
-    here = Path(__file__).parent
-    header = ports_header(ports, port_bytes, probes)
+    texts = {name: (Path(__file__).parent / name).read_text() for name in SOURCES}
+    texts["ports.h"] = ports_header(ports, port_bytes, probes)
+    texts["probes.vlt"] = "`verilator_config\n" + "".join(PROBE.format(name) for name in probes)
+    return _build(verilog, texts, waves, progress)
+
+
+def build_with(source: str, verilog: str, progress: Progress | None = None) -> Path:
+    """The shared library of a design with another harness, a C++ file beside this one."""
+    text = (Path(__file__).parent / source).read_text()
+    return _build(verilog, {source: text, "probes.vlt": "`verilator_config\n"}, False, progress)
+
+
+def _build(verilog: str, texts: dict[str, str], waves: bool, progress: Progress | None) -> Path:
+    """texts: of the C++ files by name, the first of which is compiled."""
     key = digest(
-        verilog, header, PROBE, *((here / name).read_text() for name in SOURCES),
-        verilator().version, *compiler(), *VERILATE, *COMPILE, FAST, SLOW, f"waves={waves}",
+        verilog, *texts.values(), verilator().version,
+        *compiler(), *VERILATE, *COMPILE, FAST, SLOW, f"waves={waves}",
     )  # fmt: skip
+    harness = next(iter(texts))
 
     def make(directory: Path) -> None:
         (directory / "top.v").write_text(verilog)
-        (directory / "ports.h").write_text(header)
-        config = "".join(PROBE.format(name) for name in probes)
-        (directory / "probes.vlt").write_text("`verilator_config\n" + config)
-        for name in SOURCES:
-            shutil.copy(here / name, directory)
+        for name, text in texts.items():
+            (directory / name).write_text(text)
         trace = ["--trace-vcd"] if waves else []
         command = [*verilator().command, *VERILATE, *trace, "--top-module", "top", "--prefix",
                    "Vtop", "-Mdir", ".", "probes.vlt", "top.v"]  # fmt: skip
         run_all([("Verilator", command)], directory, progress)
         flags = [*_compile_flags(waves), "-I."]
         objects, commands = [], []
-        for source, level in [("harness.cpp", FAST), *_units(directory)]:
+        for source, level in [(harness, FAST), *_units(directory)]:
             objects.append(Path(source).with_suffix(".o").name)
             command = [compiler()[0], *flags, level, "-c", source, "-o", objects[-1]]
             commands.append(("C++ compiler", command))

@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from tokenfabric.config import FabricConfig, preset
 from tokenfabric.errors import UserError
 
-__all__ = ["BAUD", "BLOCK_RAM", "BOARDS", "INSTANCE", "VLNV", "BoardSpec", "board"]
+__all__ = ["BLOCK_RAM", "BOARDS", "INSTANCE", "VLNV", "BoardSpec", "board"]
 
-# The ULX3S has no processor: a design in the FPGA alone (rtl/ulx3s.py), on a serial line.
-BAUD = 3_000_000  # the most that its USB serial chip, an FT231X, does
-BLOCK_RAM = (335_872, 16_384)  # bulk and job window
+BLOCK_RAM = (335_872, 16_384)  # of the ULX3S, which has no processor: bulk and job window
 
 VLNV = "tokenfabric.org:ip:tokenfabric:1.0"  # the accelerator's type: drivers bind to it
 INSTANCE = "npu_0"  # its name in the block design, so in PYNQ

@@ -1,0 +1,67 @@
+"""A board in Verilator whose host sits at the other end of a serial line."""
+
+from __future__ import annotations
+
+import ctypes
+
+from tokenfabric.rtl.uart import divisor
+from tokenfabric.rtl.ulx3s import Board
+from tokenfabric.rtl.verilog import to_verilog
+from tokenfabric.sim.toolchain import Progress
+from tokenfabric.sim.verilator import build_with
+
+__all__ = ["SimulatedLine"]
+
+PATIENCE = 2  # silences of the board after which nothing more is awaited
+
+
+class SimulatedLine:
+    """The :class:`~tokenfabric.host.uart.Line` of a simulated board, one for each user."""
+
+    def __init__(
+        self, board: Board, *, verilog: str | None = None, progress: Progress | None = None
+    ):
+        hz = board.cfg.clock_mhz * 1e6
+        self.hz, self.patience = hz, int(PATIENCE * board.silence * hz)
+        library = build_with(
+            "serial.cpp", to_verilog(board) if verilog is None else verilog, progress
+        )
+        self._lib = ctypes.CDLL(str(library))
+        self._lib.tf_line_open.restype = ctypes.c_void_p
+        for name in ("read", "cycles"):
+            getattr(self._lib, f"tf_line_{name}").restype = ctypes.c_uint64
+        self._handle = ctypes.c_void_p(self._lib.tf_line_open(divisor(hz, board.baud)))
+
+    def write(self, data: bytes) -> None:
+        """Send; returns when the last bit has gone."""
+        self._lib.tf_line_write(self._handle, data, ctypes.c_uint64(len(data)))
+
+    def read(self, size: int) -> bytes:
+        """``size`` bytes, or what has come before the line fell silent."""
+        data = ctypes.create_string_buffer(size)
+        limits = ctypes.c_uint64(size), ctypes.c_uint64(self.patience)
+        return data.raw[: self._lib.tf_line_read(self._handle, data, *limits)]
+
+    def reset_input_buffer(self) -> None:
+        """Forget what has come in."""
+        while self.read(1 << 16):
+            pass
+
+    def pause(self, seconds: float) -> None:
+        """Let simulated time pass."""
+        self._lib.tf_line_run(self._handle, ctypes.c_uint64(int(seconds * self.hz)))
+
+    @property
+    def cycles(self) -> int:
+        """Since the board was made."""
+        return int(self._lib.tf_line_cycles(self._handle))
+
+    def close(self) -> None:
+        """End the simulation."""
+        if self._handle:
+            self._lib.tf_line_close(self._handle)
+            self._handle = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self.close()

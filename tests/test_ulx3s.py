@@ -1,0 +1,224 @@
+"""The board with nothing but a serial line: bytes on its pins, tokens out of them."""
+
+import binascii
+import struct
+
+import numpy as np
+import pytest
+from small_models import golden, prompt
+from tokenfabric.host.device import DeviceLost
+from tokenfabric.host.driver import RegisterDevice
+from tokenfabric.host.session import Session
+from tokenfabric.host.uart import UartBus, open_uart
+from tokenfabric.rtl.uart import divisor
+from tokenfabric.rtl.ulx3s import PINS, Board, Ulx3s, constraints, pll
+
+from tokenfabric import registers
+from tokenfabric.boards import BLOCK_RAM
+from tokenfabric.config import preset
+from tokenfabric.errors import UserError
+from tokenfabric.link import BAD, BAUD, SILENCE
+from tokenfabric.shape import ModelShape
+
+CFG = preset("ulx3s")
+SHAPE = ModelShape(
+    dim=32, hidden=40, layers=2, heads=4, kv_heads=2, head_dim=8, vocab=48, context=64
+)
+SIZES = (65536, 12288)
+SILENCE_S = 2e-5  # no time for a pause of the USB, for there is none
+
+
+@pytest.fixture(scope="module")
+def verilog():
+    from tokenfabric.rtl.verilog import to_verilog
+
+    return to_verilog(_board())
+
+
+def _board():
+    return Board(CFG, size=sum(SIZES), baud=CFG.clock_mhz * 1e6 / 8, silence=SILENCE_S)
+
+
+@pytest.fixture
+def line(verilog):
+    from tokenfabric.sim.serial_line import SimulatedLine
+
+    simulated = SimulatedLine(_board(), verilog=verilog)
+    yield simulated
+    simulated.close()
+
+
+@pytest.fixture
+def bus(line):
+    return UartBus(line, SIZES, pause=lambda seconds: line.pause(seconds * SILENCE_S / SILENCE))
+
+
+def _checked(data):
+    return data + struct.pack(">H", binascii.crc_hqx(data, 0xFFFF))
+
+
+@pytest.mark.verilator
+def test_tokens_over_the_line_equal_golden(bus):
+    _, _, image, device = golden(SHAPE, "ulx3s", context=64)
+    assert all(need <= have for need, have in zip(image.memory(0), SIZES))
+    expected = list(Session(device, image).generate(prompt(5, SHAPE.vocab), 6))
+    session = Session(RegisterDevice(bus), image)
+    assert list(session.generate(prompt(5, SHAPE.vocab), 6)) == expected
+    assert len(set(expected)) > 1
+
+
+@pytest.mark.verilator
+def test_memory_comes_back_as_it_was_sent_also_in_parts(bus):
+    rng = np.random.default_rng(0)
+    for window, size in enumerate(SIZES):
+        bus.memory[window][:] = rng.integers(0, 256, size)
+        bus.flush(window)
+    for window, size in enumerate(SIZES):
+        sent = bus.memory[window].copy()
+        sent[rng.integers(0, size, 20)] ^= 0x55
+        bus.memory[window][:] = sent
+        bus.flush(window)
+        bus.memory[window][:] = 0
+        bus.invalidate(window)
+        assert (bus.memory[window] == sent).all()
+
+
+@pytest.mark.verilator
+def test_only_what_differs_is_sent(bus, line):
+    bus.flush(1)
+    before = line.cycles
+    bus.memory[1][100] = 1
+    bus.memory[1][-1] = 2
+    bus.flush(1)
+    assert line.cycles - before < 3 * 80 * (10 + 10 + 3)  # two frames, two answers
+
+
+@pytest.mark.verilator
+def test_broken_requests_are_refused_and_do_nothing(bus, line):
+    bus.write32(registers.offset("WATCHDOG"), 1000)
+    for frame in (
+        _checked(struct.pack("<BBI", 3, 0, registers.offset("WATCHDOG")))
+        + _checked(struct.pack("<Q", 77))[:-1]
+        + b"!",
+        _checked(struct.pack("<BBI", 4, 0, 0)),  # no such command
+        _checked(struct.pack("<BBI", 3, 1, 0)),  # two registers
+        struct.pack("<BBI", 2, 0, 0) + b"??",  # checksum
+        _checked(struct.pack("<BBI", 1, 3, 0)) + b"twelve bytes",  # the rest never comes
+        b"\0",
+    ):
+        line.write(frame)
+        answer = line.read(3)
+        assert answer[0] == BAD and binascii.crc_hqx(answer, 0xFFFF) == 0
+        assert line.read(1) == b""
+    assert bus.read32(registers.offset("WATCHDOG")) == 1000
+
+
+@pytest.mark.verilator
+def test_noise_on_the_line_is_repaired_or_reported(bus, line):
+    noisy = _Noisy(line, [3, 40, 2060])
+    bus.line = noisy
+    bus.memory[0][:] = np.arange(SIZES[0]) % 251
+    bus.flush(0)
+    assert not noisy.at  # all of it happened
+    bus.line, sent = line, bus.memory[0].copy()
+    bus.memory[0][:] = 0
+    bus.invalidate(0)
+    assert (bus.memory[0] == sent).all()
+    bus.line = _Noisy(line, range(10**6))
+    with pytest.raises(DeviceLost, match="serial line"):
+        bus.flush(1)
+        bus.memory[1][:] = 7
+        bus.flush(1)
+
+
+class _Noisy:
+    """A line that flips a bit of the bytes with these numbers."""
+
+    def __init__(self, line, at):
+        self.line, self.at, self.sent = line, list(at), 0
+        self.read, self.reset_input_buffer = line.read, line.reset_input_buffer
+
+    def write(self, data):
+        data = bytearray(data)
+        while self.at and self.at[0] < self.sent + len(data):
+            data[self.at.pop(0) - self.sent] ^= 0x10
+        self.sent += len(data)
+        self.line.write(bytes(data))
+
+
+class _Deaf:
+    """A line whose answers to register writes get lost."""
+
+    def __init__(self):
+        self.frames = []
+
+    def write(self, data):
+        self.frames.append(data)
+
+    def read(self, size):
+        return b""
+
+    def reset_input_buffer(self):
+        pass
+
+
+def test_a_register_write_is_not_repeated_when_its_answer_is_lost():
+    line = _Deaf()
+    with pytest.raises(DeviceLost):
+        UartBus(line, SIZES, pause=lambda seconds: None).write32(0x10, 1)
+    assert len(line.frames) == 1
+
+
+def test_a_port_that_is_not_there(monkeypatch):
+    pytest.importorskip("serial")
+    with pytest.raises(UserError, match="cannot open the serial port /dev/nothing"):
+        open_uart("/dev/nothing")
+
+
+def test_without_pyserial(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "serial", None)
+    with pytest.raises(UserError, match=r"pip install 'tokenfabric\[uart\]'"):
+        open_uart("/dev/ttyUSB0")
+
+
+def test_the_line_rate_can_be_made_from_the_clock():
+    assert divisor(CFG.clock_mhz * 1e6, BAUD) >= 8
+    with pytest.raises(ValueError, match="baud"):
+        divisor(20e6, BAUD)
+
+
+@pytest.mark.parametrize("mhz", [25, 60, 65, 75, 80, 100])
+def test_the_pll_makes_the_clock(mhz):
+    values = pll(mhz)
+    phase = 25 / values["p_CLKI_DIV"]
+    made = phase * values["p_CLKFB_DIV"]
+    assert made == mhz and phase >= 3.125
+    assert 400 <= made * values["p_CLKOP_DIV"] <= 800
+
+
+def test_a_clock_that_the_pll_cannot_make():
+    with pytest.raises(ValueError, match="no PLL setting"):
+        pll(66)
+
+
+def test_every_pin_is_a_port_and_every_port_a_pin():
+    ports = set()
+    for path, _, value in Ulx3s(CFG).signature.flatten(Ulx3s(CFG)):
+        name = "_".join(map(str, path))
+        ports |= {name} if len(value) == 1 else {f"{name}[{i}]" for i in range(len(value))}
+    assert ports == set(PINS)
+    assert len({ball for ball, _ in PINS.values()}) == len(PINS)
+    assert all(f'LOCATE COMP "{pin}" SITE "{PINS[pin][0]}"' in constraints() for pin in PINS)
+
+
+def test_a_model_of_260k_parameters_fits():
+    shape = ModelShape(
+        dim=64, hidden=172, layers=5, heads=8, kv_heads=4, head_dim=8, vocab=512, context=512
+    )
+    _, _, image, _ = golden(shape, "ulx3s", context=128)
+    assert all(need <= have for need, have in zip(image.memory(1), BLOCK_RAM))
+
+
+def test_an_accelerator_with_other_ports_is_refused():
+    with pytest.raises(ValueError, match="two ports of 8 bytes"):
+        Board(preset("pynq-z2"))
