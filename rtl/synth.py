@@ -19,7 +19,7 @@ from typing import Any
 
 from tokenfabric.rtl.verilog import run_yosys
 
-__all__ = ["TARGETS", "analyze", "synthesize"]
+__all__ = ["TARGETS", "analyze", "netlist", "synthesize"]
 
 DEADLINE = 4 * 3600  # seconds
 PATHS = 8  # that are reported
@@ -94,7 +94,11 @@ TARGETS = {
         },
     ),
     "ecp5": Target(
-        script="synth_ecp5 -top top",
+        # Block RAM is scarce where models live in it: up to 128 words become LUTs, tables too.
+        script="synth_ecp5 -top top -run begin:map_ram; "
+        "setattr -set ram_style \"distributed\" t:$mem_v2 r:SIZE<=128 %i r:WR_PORTS>=1 %i; "
+        "setattr -set rom_style \"logic\" t:$mem_v2 r:WR_PORTS=0 %i; "
+        "synth_ecp5 -top top -run map_ram:",
         luts={"LUT4": 1, "CCU2C": 2},
         ffs=("TRELLIS_FF",),
         lutrams={"TRELLIS_DPR16X4": 6},
@@ -128,6 +132,14 @@ def synthesize(
     verilog: str, target: str, progress: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """Synthesize module ``top`` of ``verilog``; see :func:`analyze` for the result."""
+    found, sta = netlist(verilog, target, progress)
+    return analyze(found["modules"]["top"], TARGETS[target], sta)
+
+
+def netlist(
+    verilog: str, target: str, progress: Callable[[str], None] | None = None
+) -> tuple[dict[str, Any], str]:
+    """Module ``top`` synthesized, as yosys writes it in JSON, and what ``sta`` said of it."""
     if progress is not None:
         progress(f"synthesizing for {target}")
     about = TARGETS[target]
@@ -135,9 +147,9 @@ def synthesize(
     with tempfile.TemporaryDirectory(prefix="tokenfabric-") as directory:
         (Path(directory) / "top.v").write_text(verilog)
         run_yosys(f"read_verilog top.v; {about.script}; {after}", Path(directory), DEADLINE)
-        netlist = json.loads((Path(directory) / "top.json").read_text())
+        found = json.loads((Path(directory) / "top.json").read_text())
         sta = (Path(directory) / "sta.txt").read_text() if about.delays else ""
-    return analyze(netlist["modules"]["top"], about, sta)
+    return {**found, "modules": {"top": found["modules"]["top"]}}, sta
 
 
 def analyze(module: dict[str, Any], target: Target, sta: str = "") -> dict[str, Any]:

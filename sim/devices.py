@@ -41,12 +41,13 @@ class VerilatedBus:
         self.top.run(POLL_CYCLES)
 
 
-def verilog_of(cfg: FabricConfig) -> str:
-    """The Verilog of the accelerator."""
+def verilog_of(cfg: FabricConfig, board: bool = False) -> str:
+    """The Verilog of the accelerator, or of the whole ULX3S with it."""
     from tokenfabric.rtl.top import Top
+    from tokenfabric.rtl.ulx3s import Ulx3s
     from tokenfabric.rtl.verilog import to_verilog
 
-    return to_verilog(Top(cfg))
+    return to_verilog(Ulx3s(cfg) if board else Top(cfg))
 
 
 def make_device(
@@ -121,20 +122,23 @@ def simulated_top(
     return top
 
 
-def cached_verilog(cfg: FabricConfig, progress: Callable[[str], None] | None = None) -> str:
+def cached_verilog(
+    cfg: FabricConfig, progress: Callable[[str], None] | None = None, board: bool = False
+) -> str:
     """:func:`verilog_of`, kept between runs under a hash of the config and of our RTL sources."""
     import tokenfabric.rtl as rtl
     from tokenfabric.sim.toolchain import cached, digest
 
-    from tokenfabric import config, fixed, isa, ops, registers
+    from tokenfabric import boards, config, fixed, isa, link, ops, registers
 
-    contract = [Path(str(module.__file__)) for module in (config, fixed, isa, ops, registers)]
+    modules = (boards, config, fixed, isa, link, ops, registers)
+    contract = [Path(str(module.__file__)) for module in modules]
     sources = [*contract, *sorted(Path(rtl.__file__).parent.glob("*.py"))]
-    key = digest(repr(cfg), *(path.read_bytes() for path in sources))
+    key = digest(repr((cfg, board)), *(path.read_bytes() for path in sources))
 
     def make(directory: Path) -> None:
         if progress is not None:
             progress(f"{cfg.name}: generating Verilog")
-        (directory / "top.v").write_text(verilog_of(cfg))
+        (directory / "top.v").write_text(verilog_of(cfg, board))
 
     return (cached("verilog", key, make, progress) / "top.v").read_text()

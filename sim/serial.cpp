@@ -37,13 +37,13 @@ class Line {
 
   // Lets time pass until there are so many bytes, or nothing has come for so many cycles.
   uint64_t read(uint8_t* data, uint64_t count, uint64_t patience) {
+    quiet_ = 0;
     while (received_.size() < count && quiet_ < patience) step();
     uint64_t taken = 0;
     for (; taken < count && !received_.empty(); ++taken) {
       data[taken] = received_.front();
       received_.pop_front();
     }
-    quiet_ = 0;
     return taken;
   }
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import ctypes
 
 from tokenfabric.rtl.uart import divisor
-from tokenfabric.rtl.ulx3s import Board
-from tokenfabric.rtl.verilog import to_verilog
-from tokenfabric.sim.toolchain import Progress
 from tokenfabric.sim.verilator import build_with
 
 __all__ = ["SimulatedLine"]
@@ -16,21 +13,19 @@ PATIENCE = 2  # silences of the board after which nothing more is awaited
 
 
 class SimulatedLine:
-    """The :class:`~tokenfabric.host.uart.Line` of a simulated board, one for each user."""
+    """The :class:`~tokenfabric.host.uart.Line` of a simulated rtl.ulx3s.Board.
 
-    def __init__(
-        self, board: Board, *, verilog: str | None = None, progress: Progress | None = None
-    ):
-        hz = board.cfg.clock_mhz * 1e6
-        self.hz, self.patience = hz, int(PATIENCE * board.silence * hz)
-        library = build_with(
-            "serial.cpp", to_verilog(board) if verilog is None else verilog, progress
-        )
+    hz, baud, silence: of the board. read() waits for PATIENCE silences.
+    """
+
+    def __init__(self, verilog: str, *, hz: float, baud: float, silence: float, progress=None):
+        self.hz, self.patience = hz, int(PATIENCE * silence * hz)
+        library = build_with("serial.cpp", verilog, progress)
         self._lib = ctypes.CDLL(str(library))
         self._lib.tf_line_open.restype = ctypes.c_void_p
         for name in ("read", "cycles"):
             getattr(self._lib, f"tf_line_{name}").restype = ctypes.c_uint64
-        self._handle = ctypes.c_void_p(self._lib.tf_line_open(divisor(hz, board.baud)))
+        self._handle = ctypes.c_void_p(self._lib.tf_line_open(divisor(hz, baud)))
 
     def write(self, data: bytes) -> None:
         """Send; returns when the last bit has gone."""
@@ -40,7 +35,8 @@ class SimulatedLine:
         """``size`` bytes, or what has come before the line fell silent."""
         data = ctypes.create_string_buffer(size)
         limits = ctypes.c_uint64(size), ctypes.c_uint64(self.patience)
-        return data.raw[: self._lib.tf_line_read(self._handle, data, *limits)]
+        count = self._lib.tf_line_read(self._handle, data, *limits)
+        return data.raw[:count]
 
     def reset_input_buffer(self) -> None:
         """Forget what has come in."""

@@ -24,26 +24,26 @@ CFG = preset("ulx3s")
 SHAPE = ModelShape(
     dim=32, hidden=40, layers=2, heads=4, kv_heads=2, head_dim=8, vocab=48, context=64
 )
-SIZES = (65536, 12288)
+SIZES = (40960, 12288)
 SILENCE_S = 2e-5  # no time for a pause of the USB, for there is none
+
+
+HZ = CFG.clock_mhz * 1e6
+LINE = {"baud": HZ / 8, "silence": SILENCE_S}
 
 
 @pytest.fixture(scope="module")
 def verilog():
     from tokenfabric.rtl.verilog import to_verilog
 
-    return to_verilog(_board())
-
-
-def _board():
-    return Board(CFG, size=sum(SIZES), baud=CFG.clock_mhz * 1e6 / 8, silence=SILENCE_S)
+    return to_verilog(Board(CFG, size=sum(SIZES), **LINE))
 
 
 @pytest.fixture
 def line(verilog):
     from tokenfabric.sim.serial_line import SimulatedLine
 
-    simulated = SimulatedLine(_board(), verilog=verilog)
+    simulated = SimulatedLine(verilog, hz=HZ, **LINE)
     yield simulated
     simulated.close()
 

@@ -1,19 +1,23 @@
-"""Synthesize an accelerator with yosys: what it takes of an FPGA."""
+"""Synthesize an accelerator: what it takes of an FPGA and, on an ECP5, a bitstream."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from tokenfabric.commands.options import (
     add_json,
     add_preset,
     check_output,
+    integer,
     number,
     print_table,
     write_json,
 )
+from tokenfabric.config import FabricConfig
 from tokenfabric.errors import UserError
+from tokenfabric.files import write_file
 from tokenfabric.progress import Progress
 
 COUNTS = {
@@ -28,6 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_preset(parser)
     parser.add_argument(
         "--target", default="xc7", metavar="T", help="xc7 (default), ecp5, xcup or generic"
+    )
+    parser.add_argument(
+        "--route",
+        type=integer(1, 100),
+        metavar="N",
+        help="synthesize the whole board, then place and route it N times, each with another "
+        "seed (preset ulx3s; takes hours)",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="with --route: where to put synth.json and the bitstream"
     )
     add_json(parser)
 
@@ -45,9 +59,16 @@ def run(args: argparse.Namespace) -> int:
     cfg = preset(args.preset)
     if args.target not in TARGETS:
         raise UserError(f"--target {args.target}: no such target; use {', '.join(TARGETS)}")
+    if args.out and not args.route:
+        raise UserError("--out is for what --route makes; give --route N, too")
+    bitstream = b""
     with Progress() as progress:
-        text = cached_verilog(cfg, progress)
-        report = synthesize(text, args.target, progress)
+        if args.route:
+            args.target = "ecp5"
+            text, report, bitstream = _route(cfg, args.route, progress)
+        else:
+            text = cached_verilog(cfg, progress)
+            report = synthesize(text, args.target, progress)
         if args.target == "generic":
             report |= gate_equivalents(Top(cfg), progress)
     result = {
@@ -62,7 +83,29 @@ def run(args: argparse.Namespace) -> int:
     result["over"] = _over(result)
     print_table(_table(result), args.json)
     write_json(args.json, result)
+    if args.out:
+        folder = Path(args.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(str(folder / "synth.json"), result)
+        write_file(folder / f"{cfg.name}.bit", [bitstream])
     return 0
+
+
+def _route(cfg: FabricConfig, count: int, progress: Progress) -> tuple[str, Any, bytes]:
+    """The Verilog of the board, the report on it, and the bitstream."""
+    from tokenfabric.rtl.nextpnr import PARTS, build
+    from tokenfabric.rtl.ulx3s import constraints
+    from tokenfabric.sim.devices import cached_verilog
+
+    if cfg.part not in PARTS:
+        raise UserError(
+            f"--route: {cfg.part} of {cfg.name} is not a part for nextpnr; use a preset for "
+            f"{', '.join(PARTS)}"
+        )
+    text = cached_verilog(cfg, progress, board=True)
+    seeds = range(1, count + 1)
+    report, bitstream = build(text, constraints(), cfg.part, cfg.clock_mhz, seeds, progress)
+    return text, report, bitstream
 
 
 def _table(result: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -83,10 +126,26 @@ def _table(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows += [
             ("", number(s["ns"], 3), f"{s['signal']} ({s['cell']})") for s in result["slowest"]
         ]
-    rows.append(("no delays of", "", "; ".join(result["uncovered"])))
+    if "runs" in result:
+        rows += _runs(result)
+    else:
+        rows.append(("no delays of", "", "; ".join(result["uncovered"])))
     rows.append(("over a limit", "", ", ".join(result["over"]) or "nothing"))
     rows += _units(result["units"]) if "units" in result else []
     return rows
+
+
+def _runs(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Place and route: every seed with its critical path, and what the fastest takes."""
+    rows = []
+    for run in result["runs"]:
+        remark = f"MHz with seed {run['seed']}"
+        if path := run["critical_path"]:
+            remark += f": {path['from']} -> {path['to']}, {path['logic_levels']} levels, "
+            remark += f"{path['logic_ns']} ns of logic, {path['routing_ns']} ns of wires"
+        rows.append(("Fmax", number(run["fmax_mhz"], 1), remark))
+    best = next(run for run in result["runs"] if run["seed"] == result["seed"])
+    return rows + [(name, number(n), f"of {number(m)}") for name, (n, m) in best["used"].items()]
 
 
 def _units(units: dict[str, Any]) -> list[tuple[str, str, str]]:

