@@ -127,8 +127,8 @@ class Link(wiring.Component):
         with m.If(moves):
             m.d.sync += self.crc.eq(crc)
         silence = Signal(range(self.silence + 1))
-        m.d.sync += silence.eq(Mux(self.got | (silence == self.silence), 0, silence + 1))
         quiet = silence == self.silence
+        m.d.sync += silence.eq(Mux(self.got, 0, silence + ~quiet))
         self._wires(m)
         with m.FSM() as fsm:
             self._receive(m, crc, quiet)

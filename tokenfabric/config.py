@@ -134,6 +134,11 @@ class FabricConfig:
             bool(unknown),
             f"ultra = {', '.join(sorted(unknown))}: only {', '.join(sorted(ULTRA_RAM))} can be",
         )
+        refuse(
+            self.max_head_dim < 2 * self.cols,
+            f"max_head_dim = {self.max_head_dim} is below two chunks of {self.cols}; shorter heads "
+            "run on it, too",
+        )
         block = max(self.rows, BURST_BEATS) * self.max_head_dim // self.cols
         refuse(
             self.kv_chunks < 4 * block,
@@ -348,7 +353,7 @@ PRESETS = {
             dram=Dram(name="none", peak_bytes_per_s=1.2e9, reachable=1.0),
             max_rows=4,
             max_context=128,
-            max_head_dim=8,
+            max_head_dim=16,
             in_chunks=256,
             out_chunks=256,
             res_chunks=64,
