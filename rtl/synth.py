@@ -96,8 +96,8 @@ TARGETS = {
     "ecp5": Target(
         # Block RAM is scarce where models live in it: up to 128 words become LUTs, tables too.
         script="synth_ecp5 -top top -run begin:map_ram; "
-        "setattr -set ram_style \"distributed\" t:$mem_v2 r:SIZE<=128 %i r:WR_PORTS>=1 %i; "
-        "setattr -set rom_style \"logic\" t:$mem_v2 r:WR_PORTS=0 %i; "
+        'setattr -set ram_style "distributed" t:$mem_v2 r:SIZE<=128 %i r:WR_PORTS>=1 %i; '
+        'setattr -set rom_style "logic" t:$mem_v2 r:WR_PORTS=0 %i; '
         "synth_ecp5 -top top -run map_ram:",
         luts={"LUT4": 1, "CCU2C": 2},
         ffs=("TRELLIS_FF",),
