@@ -11,17 +11,22 @@ from typing import Any, Protocol
 import numpy as np
 from tokenfabric.host.device import DeviceLost
 from tokenfabric.host.driver import RegisterDevice
+from tokenfabric.host.image import Image
 
 from tokenfabric.boards import BLOCK_RAM
+from tokenfabric.config import preset
 from tokenfabric.errors import UserError
 from tokenfabric.link import BAD, BAUD, OK, SILENCE, UNIT, Command
 
-__all__ = ["Line", "UartBus", "open_uart"]
+__all__ = ["Line", "SerialBoard", "UartBus", "open_device"]
+
+PRESET = "ulx3s"
 
 MOST = 256  # units in a frame
 GAP = 4  # units that are sent again rather than starting another frame
 ATTEMPTS = 4
 POLL_SECONDS = 0.001
+PATIENCE_S = 0.5  # for an answer
 
 
 class Line(Protocol):
@@ -133,20 +138,46 @@ def _runs(units: np.ndarray) -> list[tuple[int, int]]:
     return runs
 
 
-def open_uart(port: str, sizes: tuple[int, int] = BLOCK_RAM) -> RegisterDevice:
-    """The accelerator behind a serial port, such as /dev/ttyUSB0. UserError if there is none."""
-    try:
-        import serial
-    except ImportError:
+class SerialBoard:
+    """The ULX3S at a serial port: ``load(model, on=SerialBoard("/dev/ttyUSB0"))``.
+
+    UserError if there is no such port, or another accelerator behind it.
+    """
+
+    def __init__(self, port: str):
+        try:
+            import serial
+        except ImportError:
+            raise UserError(
+                "a serial port needs pyserial; install it with: pip install 'tokenfabric[uart]'"
+            ) from None
+        self.config = preset(PRESET)
+        try:
+            self._line = serial.Serial(port, BAUD, timeout=PATIENCE_S)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot open the serial port {port}: {error}") from error
+
+    def device(self, image: Image, dumped: int = 0) -> RegisterDevice:
+        """The accelerator with its two windows, for ``image`` and so many rows of logits."""
+        return open_device(self._line, image, dumped)
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._line.close()
+
+
+def open_device(line: Line, image: Image, dumped: int = 0) -> RegisterDevice:
+    """The accelerator at the other end of ``line``. UserError if the image does not fit on it."""
+    for need, have, what in zip(image.memory(dumped), BLOCK_RAM, ("weights and KV cache", "a job")):
+        if need > have:
+            raise UserError(
+                f"{image.name} needs {need:,} bytes for {what}, the board has {have:,}; choose a "
+                "smaller model or context"
+            )
+    device = RegisterDevice(UartBus(line, BLOCK_RAM))
+    if device.fingerprint != preset(PRESET).fingerprint:
         raise UserError(
-            "a serial port needs pyserial; install it with: pip install 'tokenfabric[uart]'"
-        ) from None
-    try:
-        line = serial.Serial(port, BAUD, timeout=0.5)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot open the serial port {port}: {error}") from error
-    try:
-        return RegisterDevice(UartBus(line, sizes))
-    except BaseException:
-        line.close()
-        raise
+            f"the accelerator has fingerprint {device.fingerprint}, {PRESET} of this version "
+            f"{preset(PRESET).fingerprint}; load the bitstream of this version"
+        )
+    return device

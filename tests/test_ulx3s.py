@@ -2,6 +2,7 @@
 
 import binascii
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,15 +10,17 @@ from small_models import golden, prompt
 from tokenfabric.host.device import DeviceLost
 from tokenfabric.host.driver import RegisterDevice
 from tokenfabric.host.session import Session
-from tokenfabric.host.uart import UartBus, open_uart
+from tokenfabric.host.uart import SerialBoard, UartBus, open_device
+from tokenfabric.host.verify import replay
 from tokenfabric.rtl.uart import divisor
 from tokenfabric.rtl.ulx3s import PINS, Board, Ulx3s, constraints, pll
+from tokenfabric.sim.golden import GoldenDevice
 
 from tokenfabric import registers
 from tokenfabric.boards import BLOCK_RAM
 from tokenfabric.config import preset
 from tokenfabric.errors import UserError
-from tokenfabric.link import BAD, BAUD, SILENCE
+from tokenfabric.link import BAD, BAUD, OK, SILENCE, Command
 from tokenfabric.shape import ModelShape
 
 CFG = preset("ulx3s")
@@ -59,12 +62,15 @@ def _checked(data):
 
 @pytest.mark.verilator
 def test_tokens_over_the_line_equal_golden(bus):
-    _, _, image, device = golden(SHAPE, "ulx3s", context=64)
-    assert all(need <= have for need, have in zip(image.memory(0), SIZES))
+    _, _, image, device = golden(SHAPE, "ulx3s", seed=3, context=64)
+    assert all(need <= have for need, have in zip(image.memory(16), SIZES))
     expected = list(Session(device, image).generate(prompt(5, SHAPE.vocab), 6))
-    session = Session(RegisterDevice(bus), image)
-    assert list(session.generate(prompt(5, SHAPE.vocab), 6)) == expected
     assert len(set(expected)) > 1
+    serial = RegisterDevice(bus)
+    session = Session(serial, image, dump=True)
+    assert list(session.generate(prompt(5, SHAPE.vocab), 6)) == expected
+    fresh = GoldenDevice(CFG, image.memory(16))
+    assert replay(session.jobs, image, serial, fresh) is None  # logits and KV cache
 
 
 @pytest.mark.verilator
@@ -169,16 +175,49 @@ def test_a_register_write_is_not_repeated_when_its_answer_is_lost():
     assert len(line.frames) == 1
 
 
-def test_a_port_that_is_not_there(monkeypatch):
+class _Registers:
+    """A line with registers at its end: of another accelerator."""
+
+    def write(self, data):
+        offset = data[2] | data[3] << 8
+        values = {registers.offset("IDENT"): registers.IDENT}
+        values[registers.offset("ABI")] = registers.ABI_VERSION
+        self.answer = bytes([OK])
+        if data[0] == Command.READ_REGISTER:
+            self.answer += struct.pack("<Q", values.get(offset, 5))
+        self.answer = _checked(self.answer)
+
+    def read(self, size):
+        return self.answer
+
+    def reset_input_buffer(self):
+        pass
+
+
+def test_another_accelerator_is_refused():
+    _, _, image, _ = golden(SHAPE, "ulx3s", context=64)
+    with pytest.raises(UserError, match="fingerprint 0000000500000005, ulx3s of this version"):
+        open_device(_Registers(), image)
+
+
+def test_a_model_that_does_not_fit_is_refused():
+    _, _, image, _ = golden(
+        replace(SHAPE, dim=128, heads=16, hidden=300, layers=4), "ulx3s", context=64
+    )
+    with pytest.raises(UserError, match=r"needs [\d,]+ bytes for weights and KV cache, the board"):
+        open_device(_Registers(), image)
+
+
+def test_a_port_that_is_not_there():
     pytest.importorskip("serial")
     with pytest.raises(UserError, match="cannot open the serial port /dev/nothing"):
-        open_uart("/dev/nothing")
+        SerialBoard("/dev/nothing")
 
 
 def test_without_pyserial(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "serial", None)
     with pytest.raises(UserError, match=r"pip install 'tokenfabric\[uart\]'"):
-        open_uart("/dev/ttyUSB0")
+        SerialBoard("/dev/ttyUSB0")
 
 
 def test_the_line_rate_can_be_made_from_the_clock():

@@ -17,6 +17,7 @@ from tokenfabric.progress import Progress
 if TYPE_CHECKING:
     from tokenfabric.host.pynq_device import Board
     from tokenfabric.host.tokenizer import Tokenizer
+    from tokenfabric.host.uart import SerialBoard
     from tokenfabric.quant.checkpoint import Checkpoint
     from tokenfabric.quant.qmodel import QModel
     from tokenfabric.sim.board import VirtualBoard
@@ -69,16 +70,17 @@ def _start_virtual_board() -> VirtualBoard:
 def load(
     model: str | Path | None = None,
     *,
-    on: str | Board = "verilator",
+    on: str | Board | SerialBoard = "verilator",
     preset: str | None = None,
     context: int | None = None,
     slots: int = 1,
     tokenizer: str | None = None,
 ) -> LLM:
-    """An LLM on the device ``on``: golden, pysim, verilator, or a board (:func:`open_board`).
+    """An LLM on the device ``on``: golden, pysim, verilator, or a board.
 
-    A board holds one model at a time. model: a model file, an image, a llama2.c .bin or a Hugging
-    Face folder; the shipped one by default. slots: texts at a time. The other options are those of
+    A board is one of :func:`open_board` or a :class:`~tokenfabric.host.uart.SerialBoard`, and holds
+    one model at a time. model: a model file, an image, a llama2.c .bin or a Hugging Face folder;
+    the shipped one by default. slots: texts at a time. The other options are those of
     ``tokenfabric generate``.
     """
     path = inputs.shipped_model() if model is None else Path(model)
