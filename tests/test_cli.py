@@ -108,6 +108,8 @@ BAD = {
     "rows": ("perf --shape stories260k --rows -1", "--rows: '-1' is not an integer from 1"),
     "verilog preset": ("verilog --preset nix -o x.v", "no preset 'nix'"),
     "verilog folder": ("verilog -o no/x.v", "there is no folder no"),
+    "route": ("synth --route 1", "--route: xc7z020clg400-1 of pynq-z2 is not a part for nextpnr"),
+    "out": ("synth --preset ulx3s --out x", "--out is for what --route makes; give --route N, too"),
     "target": ("synth --target asic", "--target asic: no such target; use xc7, xcup, ecp5"),
 }
 

@@ -60,6 +60,7 @@ def _checked(data):
     return data + struct.pack(">H", binascii.crc_hqx(data, 0xFFFF))
 
 
+@pytest.mark.slow
 @pytest.mark.verilator
 def test_tokens_over_the_line_equal_golden(bus):
     _, _, image, device = golden(SHAPE, "ulx3s", seed=3, context=64)
@@ -73,6 +74,7 @@ def test_tokens_over_the_line_equal_golden(bus):
     assert replay(session.jobs, image, serial, fresh) is None  # logits and KV cache
 
 
+@pytest.mark.slow
 @pytest.mark.verilator
 def test_memory_comes_back_as_it_was_sent_also_in_parts(bus):
     rng = np.random.default_rng(0)
@@ -119,6 +121,7 @@ def test_broken_requests_are_refused_and_do_nothing(bus, line):
     assert bus.read32(registers.offset("WATCHDOG")) == 1000
 
 
+@pytest.mark.slow
 @pytest.mark.verilator
 def test_noise_on_the_line_is_repaired_or_reported(bus, line):
     noisy = _Noisy(line, [3, 40, 2060])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenfabric.commands.options import (
     add_json,
@@ -15,10 +15,11 @@ from tokenfabric.commands.options import (
     print_table,
     write_json,
 )
-from tokenfabric.config import FabricConfig
 from tokenfabric.errors import UserError
-from tokenfabric.files import write_file
 from tokenfabric.progress import Progress
+
+if TYPE_CHECKING:
+    from tokenfabric.config import FabricConfig
 
 COUNTS = {
     "LUT": "lut", "of them memory": "lutram", "FF": "ff", "DSP": "dsp", "BRAM36": "bram36",
@@ -84,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
     print_table(_table(result), args.json)
     write_json(args.json, result)
     if args.out:
+        from tokenfabric.files import write_file
+
         folder = Path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(str(folder / "synth.json"), result)
