@@ -25,7 +25,9 @@ class SimulatedLine:
         self._lib.tf_line_open.restype = ctypes.c_void_p
         for name in ("read", "cycles"):
             getattr(self._lib, f"tf_line_{name}").restype = ctypes.c_uint64
-        self._handle: ctypes.c_void_p | None = ctypes.c_void_p(self._lib.tf_line_open(divisor(hz, baud)))
+        self._handle: ctypes.c_void_p | None = ctypes.c_void_p(
+            self._lib.tf_line_open(divisor(hz, baud))
+        )
 
     def write(self, data: bytes) -> None:
         """Send; returns when the last bit has gone."""
