@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokenfabric.quant.qmodel import QModel
     from tokenfabric.sim.board import VirtualBoard
 
-__all__ = ["load", "load_checkpoint", "load_model", "open_board"]
+__all__ = ["load", "load_checkpoint", "load_model", "measure", "open_board"]
 
 VIRTUAL = "kv260", "pynq-z2"  # a board that every pynq knows, an accelerator quickly simulated
 _ending = ExitStack()  # ends the virtual board with the program
@@ -116,3 +116,21 @@ def load_checkpoint(
     """The floats of a llama2.c .bin or a Hugging Face folder; by default of the shipped model."""
     path = inputs.shipped_model() if checkpoint is None else Path(checkpoint)
     return inputs.load_checkpoint(path, tokenizer)
+
+
+def measure(
+    shape: str, preset: str, *, context: int = 64, rows: int | None = None
+) -> dict[str, Any]:
+    """What ``tokenfabric perf`` measures: decoding, or the prefill of ``rows`` tokens."""
+    from tokenfabric.commands.perf import simulated
+    from tokenfabric.config import preset as config
+    from tokenfabric.host.perf import measure_decode, measure_prefill
+    from tokenfabric.shape import shape_from
+
+    cfg = config(preset)
+    with Progress() as progress:
+        device, image = simulated(cfg, shape_from(shape), progress)
+        progress("simulating")
+        if rows is None:
+            return measure_decode(device, cfg, image, context)
+        return measure_prefill(device, cfg, image, rows)

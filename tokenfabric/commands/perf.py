@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenfabric.commands.options import (
     MAX_COUNT,
@@ -19,6 +19,11 @@ from tokenfabric.commands.options import (
 )
 from tokenfabric.errors import UserError
 from tokenfabric.progress import Progress
+
+if TYPE_CHECKING:
+    from tokenfabric.config import FabricConfig
+    from tokenfabric.host.image import Image
+    from tokenfabric.shape import ModelShape
 
 WEIGHTS = ("w8",)
 PICTURES = (".png", ".svg")
@@ -68,21 +73,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(args: argparse.Namespace, cfg: Any, shape: Any, progress: Progress) -> dict[str, Any]:
-    from hashlib import sha256
-
+def simulated(cfg: FabricConfig, shape: ModelShape, progress: Progress) -> tuple[Any, Image]:
+    """A simulated accelerator, and a random model of this shape for it."""
     from tokenfabric.host.compile import compile_model
-    from tokenfabric.host.perf import measure_decode, measure_prefill
     from tokenfabric.quant.qmodel import QModel
-    from tokenfabric.sim.devices import cached_verilog, make_device
+    from tokenfabric.sim.devices import make_device
 
     progress("making a random model")
     model = QModel.random(shape, 0)
     image = compile_model(
         model, cfg, progress=lambda done, total: progress("compiling", done, total)
     )
-    verilog = cached_verilog(cfg, progress)
-    device = make_device("verilator", cfg, image.memory(), verilog=verilog, progress=progress)
+    return make_device("verilator", cfg, image.memory(), progress=progress), image
+
+
+def _measure(args: argparse.Namespace, cfg: Any, shape: Any, progress: Progress) -> dict[str, Any]:
+    from hashlib import sha256
+
+    from tokenfabric.host.perf import measure_decode, measure_prefill
+    from tokenfabric.sim.devices import cached_verilog
+
+    device, image = simulated(cfg, shape, progress)
     watched = args.account or args.timeline is not None
     device.bus.top.record(watched)
     progress("simulating")
@@ -93,7 +104,7 @@ def _measure(args: argparse.Namespace, cfg: Any, shape: Any, progress: Progress)
     if watched:
         progress("accounting")
         result.update(_explain(args, device, image, result))
-    digest = sha256(verilog.encode()).hexdigest()
+    digest = sha256(cached_verilog(cfg, progress).encode()).hexdigest()
     return {**result, "fingerprint": device.fingerprint, "verilog_sha256": digest}
 
 
