@@ -278,7 +278,8 @@ def virtual_board(
                 process.kill()
                 process.wait()
             assert process.stdin is not None
-            process.stdin.close()
+            if process.stdin is not None:
+                process.stdin.close()
 
 
 def _wait_for(

@@ -31,7 +31,7 @@ def test_what_a_file_holds(path):
 
 
 def test_there_are_notebooks():
-    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "5"]
+    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4", "5"]
 
 
 def test_on_a_board_everything_is_done_as_on_a_virtual_one():

@@ -84,3 +84,10 @@ def test_on_the_board(board, tmp_path, monkeypatch):
     assert "(virtual), accelerator tiny" in printed(outputs)
     story, *_ = shown(outputs, "text/html")
     assert STORY in story
+
+
+def test_how_fast_on_your_board(tmp_path, monkeypatch):
+    outputs = execute("4_how_fast_on_your_board.ipynb", tmp_path, monkeypatch)
+    assert len(shown(outputs, "image/png")) == 2
+    errors = re.findall(r"([+-]\S+)% of the measured cycles", printed(outputs))
+    assert len(errors) == 2 and max(abs(float(error)) for error in errors) <= 5
