@@ -243,8 +243,11 @@ def _wait(interrupt: Any, loop: Any) -> bool:
 
     try:
         if loop.is_running():
-            seconds = 2 * INTERRUPT_SECONDS  # it may have other things to do
-            asyncio.run_coroutine_threadsafe(news(), loop).result(seconds)
+            waiting = asyncio.run_coroutine_threadsafe(news(), loop)
+            try:
+                waiting.result(2 * INTERRUPT_SECONDS)  # the loop may have other things to do
+            finally:
+                waiting.cancel()
         else:
             loop.run_until_complete(news())
     except (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError):

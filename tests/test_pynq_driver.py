@@ -297,6 +297,8 @@ def test_a_loop_that_does_nothing_is_not_waited_for_longer(driver, running):
     found, seconds = waited(driver, Interrupt(running), running)
     released.set()
     assert found and seconds < 5
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), running).result(5)
+    assert not asyncio.all_tasks(running)  # what was not waited for is not left behind
 
 
 def test_in_the_loops_own_thread_nobody_waits(driver, loop):
