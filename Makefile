@@ -2,6 +2,8 @@
 # make demo-board  the same through PYNQ and a virtual board
 # make test        all tests        make lint    style and types
 # make test-board  the tests with PYNQ, 3.1 and 4.0, against virtual boards
+# make bench       cycles against their baselines, and how fast the simulation is
+# make bench-update   the same written as the new baselines, after a change that was meant
 # make model       train the shipped model again (about 15 minutes)
 # make clean       remove what was built; make distclean removes .venv, too
 #
@@ -20,7 +22,7 @@ TYPES := build/types/tokenfabric
 
 export PROMPT
 
-.PHONY: demo demo-board test test-board lint model clean distclean
+.PHONY: demo demo-board test test-board lint bench bench-update model clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -46,6 +48,9 @@ lint: $(VENV)/.dev
 	@ln -s $(CURDIR)/quant $(CURDIR)/host $(CURDIR)/sim $(TYPES)
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
 		--cache-dir ../../.mypy_cache -p tokenfabric
+
+bench bench-update: $(VENV)/.dev
+	$(BIN)/python benchmarks/bench.py $(if $(findstring update,$@),--update)
 
 model: $(VENV)/.dev
 	$(BIN)/python -m tokenfabric.quant.train -o models/stories --seed 1

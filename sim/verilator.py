@@ -30,7 +30,6 @@ from tokenfabric.sim.toolchain import (
 
 from tokenfabric.errors import UserError
 
-SOURCES = ("harness.cpp", "dram.h")
 VERILATE = ("--cc", "--no-timing", "-O3", "-Wno-fatal", "-Wno-lint", "--noassert")
 COMPILE = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-faligned-new", "-w", "-DVERILATOR=1",
            "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0")  # fmt: skip
@@ -55,6 +54,7 @@ def build(
     port_bytes: int,
     probes: Sequence[str] = (),
     waves: bool = False,
+    harness: Path = Path(__file__).parent / "harness.cpp",
     progress: Progress | None = None,
 ) -> Path:
     """The shared library of a design, from the cache if its like has been built before.
@@ -63,13 +63,14 @@ def build(
     ``s_axi_ctrl_*`` (32-bit data) and AXI masters ``m_axi_hp<i>_*`` of ``port_bytes`` (8 or 16)
     for i in 0..``ports``-1, all of which read and of which 0 writes. ``waves`` builds one that can
     write a VCD, at a third of the speed. ``probes`` names signals of at most 32 bits in ``top``
-    that a recording keeps.
+    that a recording keeps. ``harness``: another one than VerilatedTop's (benchmarks).
 
     ``UserError`` if a tool is missing or the build fails; then with the place of its output.
     """
     if not 1 <= ports <= 8 or port_bytes not in (8, 16):
         raise ValueError(f"ports={ports} (1..8), port_bytes={port_bytes} (8 or 16)")
-    texts = {name: (Path(__file__).parent / name).read_text() for name in SOURCES}
+    sources = (harness, Path(__file__).parent / "dram.h")
+    texts = {path.name: path.read_text() for path in sources}
     texts["ports.h"] = ports_header(ports, port_bytes, probes)
     texts["probes.vlt"] = "`verilator_config\n" + "".join(PROBE.format(name) for name in probes)
     return _build(verilog, texts, waves, progress)
