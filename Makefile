@@ -4,6 +4,7 @@
 # make test-board  the tests with PYNQ, 3.1 and 4.0, against virtual boards
 # make bench       cycles against their baselines, and how fast the simulation is
 # make bench-update   the same written as the new baselines, after a change that was meant
+# make transcripts   the recorded runs that the tests replay, again
 # make model       train the shipped model again (about 15 minutes)
 # make clean       remove what was built; make distclean removes .venv, too
 #
@@ -22,7 +23,7 @@ TYPES := build/types/tokenfabric
 
 export PROMPT
 
-.PHONY: demo demo-board test test-board lint bench bench-update model clean distclean
+.PHONY: demo demo-board test test-board lint bench bench-update transcripts model clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -51,6 +52,12 @@ lint: $(VENV)/.dev
 
 bench bench-update: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench.py $(if $(findstring update,$@),--update)
+
+# Runs that the tests replay: after a change of the fingerprint.
+transcripts: $(VENV)/.demo .venv-pynq4/.done
+	$(BIN)/tokenfabric generate "Once upon a time" --model tests/data/stories.tfm --context 128 \
+		-n 24 --record tests/data/stories.jsonl
+	.venv-pynq4/bin/python tests/board/record.py
 
 model: $(VENV)/.dev
 	$(BIN)/python -m tokenfabric.quant.train -o models/stories --seed 1

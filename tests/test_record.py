@@ -1,9 +1,8 @@
 """Transcripts: what was recorded replays, what differs is named, and nothing half written stays.
 
-tests/data/stories.jsonl is a run of the simulated accelerator. After a change of the fingerprint:
-
-    tokenfabric generate "Once upon a time" --model tests/data/stories.tfm --context 128 -n 24 \
-        --record tests/data/stories.jsonl
+tests/data/stories.jsonl is a run of the simulated accelerator, tests/data/board.jsonl one through
+PYNQ on a virtual board; no board of silicon has made one yet. After a change of the fingerprint,
+``make transcripts`` writes both again.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ from tokenfabric.errors import UserError
 from tokenfabric.isa import JOB
 from tokenfabric.registers import Error, State
 
-TRANSCRIPT = STORIES.with_suffix(".jsonl")
-
 
 @pytest.fixture
 def path(tmp_path) -> Path:
@@ -41,17 +38,22 @@ def recorder(device, path) -> Recorder:
     return Recorder(device, path, preset="pynq-z2", made_by="golden")
 
 
-def test_the_transcript_of_the_simulated_accelerator():
-    replay = Replay(TRANSCRIPT)
+@pytest.mark.parametrize(
+    ("name", "made_by"),
+    [("stories", "simulation (verilator), no board"), ("board", "the board kv260 (virtual)")],
+)
+def test_the_transcripts_replay(name, made_by):
+    transcript = STORIES.with_name(f"{name}.jsonl")
+    replay = Replay(transcript)
     cfg = preset(replay.header["preset"])
-    assert replay.fingerprint == cfg.fingerprint, "record it again, as this file's docstring says"
+    assert replay.fingerprint == cfg.fingerprint, "record it again: make transcripts"
     image = compile_model(QModel.read(STORIES), cfg, context=128)
     generation = LLM(replay, image).generate(PROMPT, max_tokens=24)
     assert generation.tokens == LITERAL[:24]
     assert generation.stats.cycles_per_token > 1000
-    assert replay.header["made_by"] == "simulation (verilator), no board"
-    assert TRANSCRIPT.stat().st_size < 200_000
-    with pytest.raises(UserError, match=rf"{TRANSCRIPT.name}, line \d+: .* the end, .* write\("):
+    assert replay.header["made_by"] == made_by
+    assert transcript.stat().st_size < 200_000
+    with pytest.raises(UserError, match=rf"{transcript.name}, line \d+: .* the end, .* write\("):
         LLM(replay, image)
 
 
