@@ -96,7 +96,7 @@ class RegisterDevice:
 
     def write(self, address: int, array: np.ndarray) -> None:
         data = np.ascontiguousarray(array).view(np.uint8).ravel()
-        if self._running:
+        if self._running and self.poll()[0] is State.RUNNING:
             raise RuntimeError("a run is under way; wait for its end or stop it")
         part = self._slice(address, data.size)
         self._refresh(address // JOB)  # or flushing the whole window would undo what is new in it

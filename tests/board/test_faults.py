@@ -132,8 +132,10 @@ def test_old_handles_are_of_no_use_on_a_board_that_was_restarted(tmp_path, story
     with start(listen=listen) as running:
         opened = open_board(running.bitfile, running.address)
         llm = load(opened)
+        generation = begin(llm)
         running.kill()
     with start(listen=listen) as running:
+        generation.close()  # quietly: there is nothing to end
         with opened, one_line(DeviceLost, "has been started anew"):
             llm.generate(PROMPT, max_tokens=4).text  # noqa: B018  runs it
         assert free_kib(running) == 256 << 10
@@ -321,12 +323,13 @@ def test_who_opens_takes_the_board(board, story):
     with open_board(board.bitfile, board.address) as first:
         old = begin(load(first))
         with open_board(board.bitfile, board.address) as second:
-            new = load(second).generate(PROMPT, max_tokens=12)
-            text = next(new)
+            new = begin(load(second))
             with one_line(DeviceLost, "another program has taken it"):
                 list(old)
             first.close()
-            assert text + "".join(new) == story.text
+            list(new)
+            assert new.text.startswith(story.text)
+            assert new.text.startswith(old.text)  # nothing that the other's run would have said
 
 
 def test_another_bitstream_in_between(board, tmp_path):
