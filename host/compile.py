@@ -18,7 +18,7 @@ from tokenfabric.isa import Dest, Instruction, Op, Unit
 from tokenfabric.shape import ModelShape
 from tokenfabric.tensors import TensorClass
 
-__all__ = ["compile_model", "pack_linear", "program_of", "stream_words", "work_of"]
+__all__ = ["compile_model", "memory_needs", "pack_linear", "program_of", "stream_words", "work_of"]
 
 CONTEXT_STEP = 64  # positions: whole bursts of K scales
 MAX_SLOTS = 256  # the accelerator tells slots apart by 8 bits
@@ -95,6 +95,25 @@ class _Sizes:
     out_stride: int
 
 
+def memory_needs(cfg: FabricConfig, s: ModelShape) -> dict[str, int]:
+    """Chunks that a model needs of the activation memories for each row of a step, and of PARAM."""
+    dim, head = ceil_div(s.dim, cfg.cols), ceil_div(s.head_dim, cfg.cols)
+    x_stride = round_up(max(dim, s.heads * head), cfg.k_chunks)
+    fill = BURST_BEATS * cfg.scale_channels // cfg.cols  # chunks in a superblock
+    return {
+        "in_chunks": x_stride + _h_stride(cfg, s),
+        "out_chunks": (2 * s.kv_heads + s.heads) * head,
+        "res_chunks": dim,
+        "param_chunks": 2 * dim + s.kv_heads * head + fill,
+    }
+
+
+def _h_stride(cfg: FabricConfig, s: ModelShape) -> int:
+    """Chunks of q or of the hidden layer, whichever is longer: they take turns."""
+    pitch = round_up(ceil_div(s.head_dim, cfg.cols), cfg.k_chunks)
+    return max(s.heads * pitch, round_up(ceil_div(s.hidden, cfg.cols), cfg.k_chunks))
+
+
 def _sizes(cfg: FabricConfig, s: ModelShape) -> _Sizes:
     dim, hidden = ceil_div(s.dim, cfg.cols), ceil_div(s.hidden, cfg.cols)
     head = ceil_div(s.head_dim, cfg.cols)
@@ -104,15 +123,13 @@ def _sizes(cfg: FabricConfig, s: ModelShape) -> _Sizes:
             f"head_dim {s.head_dim} does not fit {cfg.name}: at most {cfg.max_head_dim}; "
             "choose another preset"
         )
-    x_stride = round_up(max(dim, s.heads * head), cfg.k_chunks)
-    h_stride = max(s.heads * pitch, round_up(hidden, cfg.k_chunks))
-    qkv = (2 * s.kv_heads + s.heads) * head
-    fill = BURST_BEATS * cfg.scale_channels // cfg.cols  # chunks in a superblock
+    needs, h_stride = memory_needs(cfg, s), _h_stride(cfg, s)
+    x_stride = needs["in_chunks"] - h_stride
     limits = {
-        "input activations": cfg.in_chunks // (x_stride + h_stride),
-        "output activations": cfg.out_chunks // qkv,
-        "residual stream": cfg.res_chunks // dim,
-        "parameters": cfg.param_chunks // (2 * dim + s.kv_heads * head + fill),
+        "input activations": cfg.in_chunks // needs["in_chunks"],
+        "output activations": cfg.out_chunks // needs["out_chunks"],
+        "residual stream": cfg.res_chunks // needs["res_chunks"],
+        "parameters": cfg.param_chunks // needs["param_chunks"],
         "accumulators": cfg.acc_words // head,
         "longest sum": cfg.max_k // max(s.hidden, s.dim, s.heads * head * cfg.cols),
     }

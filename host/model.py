@@ -115,8 +115,7 @@ class _Step:
         tiles = i.n * ceil_div(i.k, cfg.k_chunks) if i.op is Op.MATMUL else 0
         cycles = max(words, tiles * max(rows, cfg.tile_cycles))
         end = self.stream.take(start, words, cycles)
-        self.time["array"] += cycles
-        self.time["memory"] += end - start - cycles
+        self.time["memory" if end - start > cycles else "array"] += end - start
         return end + (_array_latency(cfg) if tiles else 0)
 
     def _vector(self, i: Instruction, rows: int) -> float:

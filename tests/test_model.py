@@ -27,6 +27,7 @@ DECODE = [
     ("pynq-z2", "stories260k", 500, 26_379),
     ("pynq-z2", "stories15m", 64, 769_366),
     ("pynq-z2", "stories15m", 254, 802_303),
+    ("kv260", "smollm2-135m", 64, 2_285_361),
 ]
 # tokenfabric perf --preset P --shape S --rows M: cycles per step, of the classifier
 PREFILL = [
@@ -69,10 +70,12 @@ def test_the_hardware_of_today_is_as_fast_as_the_model_says(cfg, shape):
 def test_what_takes_the_time_is_told():
     cfg, small = preset("pynq-z2"), shape_from("stories260k")
     big = shape_from("stories110m")
-    assert estimate_decode(cfg, big, 64)["time"]["memory"] > 0.3
+    assert estimate_decode(cfg, big, 64)["time"]["memory"] > 0.9
     assert estimate_decode(cfg, small, 500)["time"]["attention"] > 0.5
     prefill = estimate_prefill(cfg, big, 64)["time"]
-    assert prefill["array"] > 0.9 and prefill["memory"] < 0.01
+    assert prefill["array"] > 0.9 and prefill["memory"] < 0.05
+    prefill = estimate_prefill(cfg, big, 64)["time"]
+    assert prefill["array"] > 0.9 and prefill["memory"] < 0.05
 
 
 def test_a_faster_memory_a_deeper_fifo_and_a_shorter_context_never_cost_time():

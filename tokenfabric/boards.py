@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from tokenfabric.area import Area
 from tokenfabric.config import FabricConfig, preset
 from tokenfabric.errors import UserError
 
@@ -27,6 +28,9 @@ class BoardSpec:
     board_part: str  # Vivado's board file, as a pattern; the script does without if it is missing
     ps: str  # the processor's IP: processing_system7 or zynq_ultra_ps_e
     control_base: int  # bus address of s_axi_ctrl
+    family: str  # of the FPGA, for synthesis
+    fpga: Area  # what it has
+    memory_bytes: int
     ps_clock_mhz: float  # of the processor's first fabric clock; a PLL in the fabric makes others
     ps_settings: tuple[tuple[str, str], ...] = ()  # what the processor's IP must know besides
 
@@ -49,6 +53,9 @@ _KV260 = BoardSpec(
     part="xck26-sfvc784-2LV-c",
     board_part="xilinx.com:kv260_som:*",
     ps="zynq_ultra_ps_e",
+    family="xcup",
+    fpga=Area(lut=117_120, ff=234_240, dsp=1_248, bram36=144, uram=64),
+    memory_bytes=4 << 30,
     control_base=0xA000_0000,
     ps_clock_mhz=100.0,
 )
@@ -63,6 +70,9 @@ BOARDS = {
             part="xc7z020clg400-1",
             board_part="tul.com.tw:pynq-z2:*",
             ps="processing_system7",
+            family="xc7",
+            fpga=Area(lut=53_200, ff=106_400, dsp=220, bram36=140),
+            memory_bytes=512 << 20,
             control_base=0x43C0_0000,
             ps_clock_mhz=100.0,
             ps_settings=(("PCW_CRYSTAL_PERIPHERAL_FREQMHZ", "50"),),
@@ -73,6 +83,8 @@ BOARDS = {
             name="zcu104",
             title="AMD ZCU104",
             part="xczu7ev-ffvc1156-2-e",
+            fpga=Area(lut=230_400, ff=460_800, dsp=1_728, bram36=312, uram=96),
+            memory_bytes=2 << 30,
             board_part="xilinx.com:zcu104:*",
         ),
     )

@@ -26,6 +26,7 @@ COMMANDS = (
     "inspect",
     "trace",
     "perf",
+    "explore",
     "verilog",
     "synth",
     "board",

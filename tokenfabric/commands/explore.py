@@ -1,0 +1,204 @@
+"""Find the accelerator that runs a model fastest on a board, before you own one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenfabric.commands.options import (
+    MAX_COUNT,
+    add_json,
+    check_output,
+    integer,
+    number,
+    percent,
+    write_json,
+)
+from tokenfabric.errors import UserError
+from tokenfabric.progress import Progress
+
+if TYPE_CHECKING:
+    from tokenfabric.boards import BoardSpec
+    from tokenfabric.host.explore import Candidate
+    from tokenfabric.shape import ModelShape
+
+SHOWN = 8  # rows of the table
+RESOURCES = {"lut": "LUT", "ff": "FF", "dsp": "DSP", "bram36": "BRAM", "uram": "URAM"}
+FIGURES = (".png", ".svg", ".pdf")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--board", metavar="B", required=True, help="pynq-z2, kv260 or zcu104")
+    add("--shape", metavar="NAME", required=True, help="stories15m, ... or a config.json")
+    add(
+        "--context",
+        type=integer(1, MAX_COUNT),
+        default=64,
+        metavar="T",
+        help="positions in the KV cache of a decode step (default: 64)",
+    )
+    add(
+        "--rows",
+        type=integer(1, MAX_COUNT),
+        metavar="M",
+        help="rank by the speed of a prefill of M tokens (default: by that of decoding)",
+    )
+    add(
+        "--verify",
+        type=integer(0, 64),
+        default=0,
+        metavar="K",
+        help="simulate the best K, too: minutes each, the first time (default: 0)",
+    )
+    add("--save", metavar="FILE", help="write the best one as a preset, for --preset FILE")
+    add("--plot", metavar="FILE", help="draw it: .png, .svg or .pdf (needs matplotlib)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from tokenfabric.boards import board
+    from tokenfabric.host.explore import explore, front, rate
+    from tokenfabric.shape import shape_from
+
+    spec, shape = board(args.board), shape_from(args.shape)
+    for path in (args.json, args.save, args.plot):
+        check_output(path)
+    for option, path, kinds in (("save", args.save, (".json",)), ("plot", args.plot, FIGURES)):
+        if path is not None and Path(path).suffix.lower() not in kinds:
+            raise UserError(f"--{option} {path}: the name must end in {' or '.join(kinds)}")
+    if args.plot is not None:
+        import matplotlib  # noqa: F401  before the work
+    with Progress() as progress:
+        found = explore(spec, shape, args.context, args.rows, progress)
+        best = front(found)
+        try:
+            preset = rate(spec, spec.config, shape, args.context, args.rows)
+        except UserError:  # the model does not fit it
+            preset = None
+        measured = [_measure(c, shape, args, progress) for c in found[: args.verify]]
+    _print(args, spec, found, best, preset, measured)
+    if args.save is not None:
+        from tokenfabric.config import write_preset
+
+        write_preset(found[0].cfg.replace(name=Path(args.save).stem), args.save)
+    if args.plot is not None:
+        from tokenfabric.commands.explore_plot import draw
+
+        draw(args.plot, _title(args, spec), spec, shape, found, best, preset)
+    result = {
+        "board": spec.name,
+        "shape": args.shape,
+        "context": args.context,
+        "rows": args.rows,
+        "tried": len(found),
+        "front": [_described(c) for c in best],
+        "preset": None if preset is None else _described(preset),
+        "simulated": measured,
+    }
+    write_json(args.json, result)
+    return 0
+
+
+def _described(candidate: Candidate) -> dict[str, Any]:
+    return {**asdict(candidate), "size": candidate.size}
+
+
+def _measure(
+    candidate: Candidate, shape: ModelShape, args: argparse.Namespace, progress: Progress
+) -> dict[str, Any]:
+    """The same figures, of the simulated hardware."""
+    from tokenfabric.host.compile import compile_model
+    from tokenfabric.host.perf import measure_decode, measure_prefill
+    from tokenfabric.quant.qmodel import QModel
+    from tokenfabric.sim.devices import make_device
+
+    cfg = candidate.cfg
+    progress("making a random model")
+    image = compile_model(
+        QModel.random(shape, 0), cfg, progress=lambda done, all_: progress("compiling", done, all_)
+    )
+    device = make_device("verilator", cfg, image.memory(), progress=progress)
+    progress("simulating")
+    if args.rows is None:
+        return measure_decode(device, cfg, image, args.context)
+    return measure_prefill(device, cfg, image, args.rows)
+
+
+def _title(args: argparse.Namespace, spec: BoardSpec) -> str:
+    work = f"decode at context {args.context}"
+    if args.rows is not None:
+        work = f"prefill of {args.rows} tokens"
+    return f"{args.shape} on {spec.title}, {work}"
+
+
+def _print(
+    args: argparse.Namespace,
+    spec: BoardSpec,
+    found: list[Candidate],
+    best: list[Candidate],
+    preset: Candidate | None,
+    measured: list[dict[str, Any]],
+) -> None:
+    from tokenfabric.area import ERROR as AREA_ERROR
+    from tokenfabric.host.model import ERROR
+
+    # What was simulated is shown even if it is not on the front.
+    shown = [*best[:SHOWN], *(c for c in found[: len(measured)] if c not in best[:SHOWN])]
+    simulated = {id(c): m for c, m in zip(found, measured)}
+    resources = [name for name in RESOURCES if getattr(spec.fpga, name)]
+    head = ["", "array", "ports", "rows", "FIFO", "KV", *(RESOURCES[n] for n in resources)]
+    lines = [[*head, "tokens/s", "of DRAM", *(["simulated"] if measured else [])]]
+    for place, c in enumerate([*shown, *([] if preset is None else [preset])], 1):
+        cfg = c.cfg
+        name = cfg.name if c is preset else str(place)
+        line = [name, f"{cfg.rows}x{cfg.cols}", str(cfg.ports), str(cfg.max_rows)]
+        line += [f"{cfg.weight_fifo_beats * cfg.word_bytes // 1024} KB"]
+        line += [f"{cfg.kv_chunks * cfg.cols / 1024:g} KB"]
+        line += [f"{100 * c.shares[n]:.0f} %" for n in resources]
+        line += [number(c.speed, 1), percent(c.decode["bandwidth_fraction"])]
+        if id(c) in simulated:
+            line.append(number(simulated[id(c)]["tokens_per_second"], 1))
+        lines.append(line)
+    out = sys.stderr if args.json == "-" else sys.stdout
+    print(f"{_title(args, spec)}: {len(found)} accelerators fit at {spec.config.clock_mhz:g} MHz",
+          file=out)  # fmt: skip
+    widths = [max(len(row[i]) for row in lines if i < len(row)) for i in range(len(lines[0]))]
+    for row in lines:
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]
+        print("  ".join(cells).rstrip(), file=out)
+    if args.plot is None:
+        print("\n" + "\n".join(_scatter(found, best, preset)), file=out)
+    time = (found[0].prefill or found[0].decode)["time"]
+    parts = ", ".join(f"{name} {percent(share)}" for name, share in time.items() if share > 0.001)
+    print(f"\nWhat takes the time of the best: {parts}.", file=out)
+    print(
+        f"Not synthesized, not simulated: computed, within {ERROR:.0%} (cycles) and "
+        f"{AREA_ERROR:.0%} (area before place and route).",
+        file=out,
+    )
+
+
+def _scatter(found: list[Candidate], best: list[Candidate], preset: Candidate | None) -> list[str]:
+    """Speed over size in characters."""
+    wide, high = 64, 14
+    every = [*found, *([] if preset is None else [preset])]
+    top = max(c.speed for c in every) * 1.05
+    right = max(c.size for c in every) * 1.05
+    grid = [[" "] * (wide + 1) for _ in range(high + 1)]
+    marks = [(c, ".") for c in reversed(found)] + [(c, "o") for c in reversed(best)]
+    marks += [] if preset is None else [(preset, "P")]
+    marks.append((found[0], "1"))
+    for c, mark in marks:
+        grid[high - round(c.speed / top * high)][round(c.size / right * wide)] = mark
+    label = len(number(top))
+    lines = ["tokens/s over the part of the board taken; 1: the best, o: smaller, P: the preset"]
+    for row, cells in enumerate(grid):
+        value = number(top * (high - row) / high) if row % 7 == 0 else ""
+        lines.append(f"{value:>{label}} |{''.join(cells)}".rstrip())
+    lines.append(" " * label + " +" + "-" * (wide + 1))
+    lines.append(" " * label + f"  0 %{percent(right):>{wide - 3}}")
+    return lines
