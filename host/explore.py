@@ -13,7 +13,7 @@ from typing import Any
 from tokenfabric.host.compile import memory_needs, program_of, work_of
 from tokenfabric.host.model import estimate_decode, estimate_prefill
 
-from tokenfabric.area import Area, area
+from tokenfabric.area import area, shares
 from tokenfabric.boards import BoardSpec
 from tokenfabric.config import FabricConfig
 from tokenfabric.errors import UserError
@@ -38,7 +38,7 @@ class Candidate:
     """A config, what it takes of the board and how fast it is."""
 
     cfg: FabricConfig
-    area: Area
+    area: dict[str, float]
     shares: dict[str, float]
     decode: dict[str, Any]
     prefill: dict[str, Any] | None  # None where none was asked for
@@ -58,10 +58,10 @@ def rate(
     spec: BoardSpec, cfg: FabricConfig, shape: ModelShape, context: int, rows: int | None
 ) -> Candidate:
     """A config on a board. UserError where the model does not fit it."""
-    found = area(cfg, spec.family)
     decode = estimate_decode(cfg, shape, context)
     prefill = None if rows is None else estimate_prefill(cfg, shape, rows)
-    return Candidate(cfg, found, found.shares(spec.fpga), decode, prefill)
+    found, parts = area(cfg, spec.family), shares(cfg, spec.family, spec.fpga)
+    return Candidate(cfg, found, parts, decode, prefill)
 
 
 def explore(
@@ -104,11 +104,17 @@ def explore(
 
 
 def best_first(found: list[Candidate]) -> list[Candidate]:
-    """By speed; of those that are the same within STEP the smallest first."""
+    """By speed; of those that are the same within STEP the smallest first, and of those that are as
+    small, too, the one with most rows."""
     top = max(c.speed for c in found)
     equal = [c for c in found if c.speed >= (1 - STEP) * top]
     others = sorted((c for c in found if c.speed < (1 - STEP) * top), key=lambda c: -c.speed)
-    return sorted(equal, key=lambda c: (c.size, -c.speed)) + others
+
+    def smallest(c: Candidate) -> tuple[float, ...]:
+        cfg = c.cfg
+        return (c.size, -c.speed, -cfg.max_rows, cfg.weight_fifo_beats, cfg.kv_chunks, cfg.rows)
+
+    return sorted(equal, key=smallest) + others
 
 
 def front(found: list[Candidate]) -> list[Candidate]:
@@ -131,7 +137,7 @@ def _configs(spec: BoardSpec, shape: ModelShape, positions: int) -> Iterator[Fab
                 cfg = _config(spec, shape, positions, cols, count, rows, most, beats, blocks)
             except UserError:
                 continue
-            if max(area(cfg, spec.family).shares(spec.fpga).values()) < FILL:
+            if max(shares(cfg, spec.family, spec.fpga).values()) < FILL:
                 yield cfg
 
 
@@ -165,10 +171,10 @@ def _config(
         in_chunks=8192,
         program_words=1 << 14,
         fabric_rows=0,
-        ultra=base.ultra if spec.fpga.uram else (),
+        ultra=base.ultra,
     )
     step = cfg.word_rows
-    while area(cfg, spec.family).dsp >= FILL * spec.fpga.dsp:  # the rest multiplies in LUTs
+    while shares(cfg, spec.family, spec.fpga)["dsp"] >= FILL:  # the rest multiplies in LUTs
         cfg = cfg.replace(fabric_rows=cfg.fabric_rows + step)
     needs = memory_needs(cfg, shape)
     sizes = {name: need * (1 if name == "param_chunks" else most) for name, need in needs.items()}

@@ -19,6 +19,8 @@ from typing import Any
 
 from tokenfabric.rtl.verilog import run_yosys
 
+from tokenfabric.area import CAPACITY
+
 __all__ = ["TARGETS", "analyze", "netlist", "synthesize"]
 
 DEADLINE = 4 * 3600  # seconds
@@ -76,7 +78,7 @@ TARGETS = {
     "xc7": _xilinx(
         "xc7",
         part="xc7z020",
-        capacity={"lut": 53200, "lutram": 17400, "ff": 106400, "dsp": 220, "bram36": 140},
+        capacity=CAPACITY["xc7z020"],
         delays="read_verilog -lib -specify +/xilinx/cells_sim.v; "
         "read_verilog -lib +/xilinx/cells_xtra.v",
     ),
@@ -84,14 +86,7 @@ TARGETS = {
         "xcup",
         "-uram",
         part="xck26",
-        capacity={
-            "lut": 117120,
-            "lutram": 57600,
-            "ff": 234240,
-            "dsp": 1248,
-            "bram36": 144,
-            "uram": 64,
-        },
+        capacity=CAPACITY["xck26"],
     ),
     "ecp5": Target(
         # Block RAM is scarce where models live in it: up to 128 words become LUTs, tables too.
@@ -106,7 +101,7 @@ TARGETS = {
         brams={"DP16KD": 0.5, "PDPW16KD": 0.5},
         levels={"CCU2C": 0, "PFUMX": 0, "L6MUX21": 0},
         part="lfe5u-85f",
-        capacity={"lut": 83640, "ff": 83640, "dsp": 156, "bram36": 104},
+        capacity=CAPACITY["lfe5u-85f"],
     ),
     # Any technology: LUTs of six inputs; multipliers and memories stay what they are.
     "generic": Target(

@@ -1,38 +1,34 @@
-"""What a config takes of an FPGA, computed from its numbers instead of synthesized.
+"""What an FPGA has, and what a config takes of it: computed instead of synthesized.
 
 DSP slices and RAM blocks follow from the design. LUTs and flip-flops are a sum of parts whose costs
-are fitted to what yosys counts (``tokenfabric synth``); ``tests/test_area.py`` holds the sum to
-counts of configs that it was not fitted to: within ERROR.
+were counted by yosys (``tokenfabric synth``); ``tests/test_area.py`` holds the sum to a config that
+it was not fitted to: within ERROR.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 
 from tokenfabric.config import FabricConfig
 
-__all__ = ["ERROR", "Area", "area"]
+__all__ = ["CAPACITY", "ERROR", "area", "shares"]
 
-ERROR = 0.10  # of LUTs and flip-flops, at most; of RAM blocks, too
+# bram36: blocks of 36 kbit.
+CAPACITY: dict[str, dict[str, float]] = {
+    "xc7z020": {"lut": 53_200, "lutram": 17_400, "ff": 106_400, "dsp": 220, "bram36": 140},
+    "xck26": {
+        "lut": 117_120, "lutram": 57_600, "ff": 234_240, "dsp": 1_248, "bram36": 144, "uram": 64,
+    },
+    "xczu7ev": {
+        "lut": 230_400, "lutram": 101_760, "ff": 460_800, "dsp": 1_728, "bram36": 312, "uram": 96,
+    },
+    "lfe5u-85f": {"lut": 83_640, "ff": 83_640, "dsp": 156, "bram36": 104},
+}  # fmt: skip
+
+ERROR = 0.10  # at most, of every resource
 
 LANE_DSPS = 5  # a lane of the vector unit 2, of Requantize 2, of the softmax 1
 OTHER_DSPS = 6  # reciprocals, roots, addresses
-
-
-@dataclass(frozen=True)
-class Area:
-    """Resources: those of a design, or of a whole FPGA. bram36: RAM blocks of 36 kbit."""
-
-    lut: float
-    ff: float
-    dsp: float
-    bram36: float
-    uram: float = 0
-
-    def shares(self, of: Area) -> dict[str, float]:
-        """The part that this is of another's resources; more than all of what that has not."""
-        pairs = ((name, value, getattr(of, name)) for name, value in asdict(self).items())
-        return {n: value / whole if whole else 2.0 * bool(value) for n, value, whole in pairs}
 
 
 @dataclass(frozen=True)
@@ -48,21 +44,30 @@ class _Cost:
 
     def __call__(self, cfg: FabricConfig) -> float:
         counts = (1, cfg.cols, cfg.word_bytes, cfg.macs, cfg.fabric_rows * cfg.cols)
-        return sum(cost * count for cost, count in zip(asdict(self).values(), counts))
+        return float(sum(cost * count for cost, count in zip(astuple(self), counts)))
 
 
+# By family, LUTs and flip-flops. yosys puts the array's adders into the DSP48E1 of the 7 series and
+# leaves those of the DSP48E2 outside: the difference is that of a 16 x 16 array alone.
 COSTS = {
-    "xc7": (_Cost(0, 0, 0, 0, 0), _Cost(0, 0, 0, 0, 0)),
+    "xc7": (_Cost(12_400, 1330, 130, 13, 130), _Cost(10_000, 1100, 60, 14, 136)),
+    "xcup": (_Cost(12_400, 1330, 130, 41, 130), _Cost(10_000, 1100, 60, 53, 136)),
 }
 
 
-def area(cfg: FabricConfig, family: str) -> Area:
-    """What ``cfg`` takes of an FPGA of this family (a target of rtl/synth.py)."""
+def area(cfg: FabricConfig, family: str) -> dict[str, float]:
+    """What ``cfg`` takes of an FPGA of a family of COSTS."""
     lut, ff = COSTS[family]
-    return Area(
-        lut=lut(cfg),
-        ff=ff(cfg),
-        dsp=cfg.macs - cfg.fabric_rows * cfg.cols + LANE_DSPS * cfg.cols + OTHER_DSPS,
-        bram36=sum(cfg.block_rams().values()),
-        uram=sum(cfg.ultra_rams().values()),
-    )
+    return {
+        "lut": lut(cfg),
+        "ff": ff(cfg),
+        "dsp": cfg.macs - cfg.fabric_rows * cfg.cols + LANE_DSPS * cfg.cols + OTHER_DSPS,
+        "bram36": sum(cfg.block_rams().values()),
+        "uram": sum(cfg.ultra_rams().values()),
+    }
+
+
+def shares(cfg: FabricConfig, family: str, fpga: str) -> dict[str, float]:
+    """The part of each resource of the FPGA (of CAPACITY) that ``cfg`` takes."""
+    whole = CAPACITY[fpga]
+    return {n: value / whole[n] for n, value in area(cfg, family).items() if n in whole}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tokenfabric.area import Area
 from tokenfabric.config import FabricConfig, preset
 from tokenfabric.errors import UserError
 
@@ -29,7 +28,7 @@ class BoardSpec:
     ps: str  # the processor's IP: processing_system7 or zynq_ultra_ps_e
     control_base: int  # bus address of s_axi_ctrl
     family: str  # of the FPGA, for synthesis
-    fpga: Area  # what it has
+    fpga: str  # its die, of tokenfabric.area.CAPACITY
     memory_bytes: int
     ps_clock_mhz: float  # of the processor's first fabric clock; a PLL in the fabric makes others
     ps_settings: tuple[tuple[str, str], ...] = ()  # what the processor's IP must know besides
@@ -54,7 +53,7 @@ _KV260 = BoardSpec(
     board_part="xilinx.com:kv260_som:*",
     ps="zynq_ultra_ps_e",
     family="xcup",
-    fpga=Area(lut=117_120, ff=234_240, dsp=1_248, bram36=144, uram=64),
+    fpga="xck26",
     memory_bytes=4 << 30,
     control_base=0xA000_0000,
     ps_clock_mhz=100.0,
@@ -71,7 +70,7 @@ BOARDS = {
             board_part="tul.com.tw:pynq-z2:*",
             ps="processing_system7",
             family="xc7",
-            fpga=Area(lut=53_200, ff=106_400, dsp=220, bram36=140),
+            fpga="xc7z020",
             memory_bytes=512 << 20,
             control_base=0x43C0_0000,
             ps_clock_mhz=100.0,
@@ -83,7 +82,7 @@ BOARDS = {
             name="zcu104",
             title="AMD ZCU104",
             part="xczu7ev-ffvc1156-2-e",
-            fpga=Area(lut=230_400, ff=460_800, dsp=1_728, bram36=312, uram=96),
+            fpga="xczu7ev",
             memory_bytes=2 << 30,
             board_part="xilinx.com:zcu104:*",
         ),

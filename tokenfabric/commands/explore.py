@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         if path is not None and Path(path).suffix.lower() not in kinds:
             raise UserError(f"--{option} {path}: the name must end in {' or '.join(kinds)}")
     if args.plot is not None:
-        import matplotlib  # noqa: F401  before the work
+        import matplotlib  # noqa: F401  (before the work)
     with Progress() as progress:
         found = explore(spec, shape, args.context, args.rows, progress)
         best = front(found)
@@ -149,7 +149,7 @@ def _print(
     # What was simulated is shown even if it is not on the front.
     shown = [*best[:SHOWN], *(c for c in found[: len(measured)] if c not in best[:SHOWN])]
     simulated = {id(c): m for c, m in zip(found, measured)}
-    resources = [name for name in RESOURCES if getattr(spec.fpga, name)]
+    resources = [name for name in RESOURCES if name in found[0].shares]
     head = ["", "array", "ports", "rows", "FIFO", "KV", *(RESOURCES[n] for n in resources)]
     lines = [[*head, "tokens/s", "of DRAM", *(["simulated"] if measured else [])]]
     for place, c in enumerate([*shown, *([] if preset is None else [preset])], 1):

@@ -87,10 +87,9 @@ def _roofline(axes: Any, shape: ModelShape, candidate: Candidate) -> None:
         high, array / 0.93e9, f"array {cfg.rows} x {cfg.cols}: {array / 1e9:g} GMAC/s",
         ha="right", va="bottom", size=9,
     )  # fmt: skip
-    at = (low * 1.25, low * 1.25 * memory / 0.93e9)
     axes.text(
-        *at, f"memory {memory / 1e9:g} GB/s", rotation=45, rotation_mode="anchor", size=9,
-        transform_rotates_text=True, va="bottom",
+        *(low * 1.3, low * 1.3 * memory / 1e9 * 1.12), f"memory {memory / 1e9:g} GB/s",
+        rotation=45, rotation_mode="anchor", transform_rotates_text=True, va="bottom", size=9,
     )  # fmt: skip
     for label, x, y in points:
         decode = label == "decode"
@@ -123,8 +122,8 @@ def _sizes(
         axes.plot(100 * preset.size, preset.speed, "D", ms=9, color=PRESET,
                   label=f"preset {preset.cfg.name}")  # fmt: skip
     top = found[0]
-    axes.plot(100 * top.size, top.speed, "*", ms=18, color=BEST,
-              label=f"best: {top.cfg.rows} x {top.cfg.cols}, {top.speed:,.1f} tokens/s")  # fmt: skip
+    name = f"the best: {top.cfg.rows} x {top.cfg.cols}, {top.speed:,.0f} tokens/s"
+    axes.plot(100 * top.size, top.speed, "*", ms=18, color=BEST, label=name)
     decode = top.decode
     if top.prefill is None:
         limit = decode["tokens_per_second"] / decode["bandwidth_fraction"]

@@ -1,0 +1,50 @@
+"""The model of the area against what yosys counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenfabric.rtl.synth import TARGETS
+
+from tokenfabric.area import CAPACITY, ERROR, area, shares
+from tokenfabric.boards import BOARDS
+from tokenfabric.config import PRESETS, preset
+
+# tokenfabric synth --preset tiny: what the base was fitted to
+TINY = {"lut": 25_914, "ff": 20_703, "dsp": 110, "bram36": 28}
+# of a preset that nothing was fitted to
+PYNQ = json.loads(
+    (Path(__file__).parent.parent / "bitstreams" / "pynq-z2" / "synth.json").read_text()
+)
+
+
+@pytest.mark.parametrize(("name", "counted"), [("tiny", TINY), ("pynq-z2", PYNQ)])
+def test_the_sum_is_near_what_yosys_counts(name, counted):
+    found = area(preset(name), "xc7")
+    assert found["dsp"] == counted["dsp"]
+    for resource in ("lut", "ff", "bram36"):
+        assert found[resource] == pytest.approx(counted[resource], rel=ERROR), resource
+
+
+@pytest.mark.parametrize("field", ["ports", "rows", "cols", "fabric_rows"])
+def test_more_of_anything_takes_more(field):
+    cfg = preset("tiny").replace(rows=32, cols=8, ports=4, kv_chunks=2048, max_head_dim=64)
+    changes = {"ports": 8, "rows": 64, "cols": 16, "fabric_rows": 8}
+    if field == "rows":
+        cfg = cfg.replace(ports=8)
+    more = cfg.replace(**{field: changes[field]})
+    for resource in ("lut", "ff"):
+        assert area(more, "xc7")[resource] > area(cfg, "xc7")[resource]
+    if field == "fabric_rows":
+        assert area(more, "xc7")["dsp"] == area(cfg, "xc7")["dsp"] - 8 * cfg.cols
+
+
+def test_every_board_has_a_part_and_its_preset_fits():
+    for spec in BOARDS.values():
+        parts = shares(spec.config, spec.family, spec.fpga)
+        assert set(parts) <= set(CAPACITY[spec.fpga]) and max(parts.values()) < 0.8
+        assert spec.part.startswith(spec.fpga)
+    assert TARGETS["xc7"].capacity is CAPACITY["xc7z020"]
+    assert len(PRESETS) >= 3
