@@ -60,7 +60,7 @@ def rate(
     """A config on a board. UserError where the model does not fit it."""
     decode = estimate_decode(cfg, shape, context)
     prefill = None if rows is None else estimate_prefill(cfg, shape, rows)
-    found, parts = area(cfg, spec.family), shares(cfg, spec.family, spec.fpga)
+    found, parts = area(cfg), shares(cfg, spec.fpga)
     return Candidate(cfg, found, parts, decode, prefill)
 
 
@@ -137,7 +137,7 @@ def _configs(spec: BoardSpec, shape: ModelShape, positions: int) -> Iterator[Fab
                 cfg = _config(spec, shape, positions, cols, count, rows, most, beats, blocks)
             except UserError:
                 continue
-            if max(shares(cfg, spec.family, spec.fpga).values()) < FILL:
+            if max(shares(cfg, spec.fpga).values()) < FILL:
                 yield cfg
 
 
@@ -174,7 +174,7 @@ def _config(
         ultra=base.ultra,
     )
     step = cfg.word_rows
-    while shares(cfg, spec.family, spec.fpga)["dsp"] >= FILL:  # the rest multiplies in LUTs
+    while shares(cfg, spec.fpga)["dsp"] >= FILL:  # the rest multiplies in LUTs
         cfg = cfg.replace(fabric_rows=cfg.fabric_rows + step)
     needs = memory_needs(cfg, shape)
     sizes = {name: need * (1 if name == "param_chunks" else most) for name, need in needs.items()}

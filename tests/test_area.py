@@ -22,7 +22,7 @@ PYNQ = json.loads(
 
 @pytest.mark.parametrize(("name", "counted"), [("tiny", TINY), ("pynq-z2", PYNQ)])
 def test_the_sum_is_near_what_yosys_counts(name, counted):
-    found = area(preset(name), "xc7")
+    found = area(preset(name))
     assert found["dsp"] == counted["dsp"]
     for resource in ("lut", "ff", "bram36"):
         assert found[resource] == pytest.approx(counted[resource], rel=ERROR), resource
@@ -36,14 +36,14 @@ def test_more_of_anything_takes_more(field):
         cfg = cfg.replace(ports=8)
     more = cfg.replace(**{field: changes[field]})
     for resource in ("lut", "ff"):
-        assert area(more, "xc7")[resource] > area(cfg, "xc7")[resource]
+        assert area(more)[resource] > area(cfg)[resource]
     if field == "fabric_rows":
-        assert area(more, "xc7")["dsp"] == area(cfg, "xc7")["dsp"] - 8 * cfg.cols
+        assert area(more)["dsp"] == area(cfg)["dsp"] - 8 * cfg.cols
 
 
 def test_every_board_has_a_part_and_its_preset_fits():
     for spec in BOARDS.values():
-        parts = shares(spec.config, spec.family, spec.fpga)
+        parts = shares(spec.config, spec.fpga)
         assert set(parts) <= set(CAPACITY[spec.fpga]) and max(parts.values()) < 0.8
         assert spec.part.startswith(spec.fpga)
     assert TARGETS["xc7"].capacity is CAPACITY["xc7z020"]

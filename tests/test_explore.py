@@ -32,7 +32,7 @@ def test_what_is_found_fits_and_is_not_slower_than_the_preset(name):
     spec, shape = BOARDS[name], shape_from("stories15m")
     found = explore(spec, shape, 64)
     for candidate in found:
-        parts = shares(candidate.cfg, spec.family, spec.fpga)
+        parts = shares(candidate.cfg, spec.fpga)
         assert max(parts.values()) < FILL and candidate.shares == parts
         assert (
             candidate.cfg.max_context >= 64 and candidate.cfg.port_bytes <= spec.config.port_bytes

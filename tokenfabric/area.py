@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass
 
 from tokenfabric.config import FabricConfig
 
-__all__ = ["CAPACITY", "ERROR", "area", "shares"]
+__all__ = ["CAPACITY", "COMPARED", "ERROR", "area", "shares"]
 
 # bram36: blocks of 36 kbit.
 CAPACITY: dict[str, dict[str, float]] = {
@@ -47,27 +47,28 @@ class _Cost:
         return float(sum(cost * count for cost, count in zip(astuple(self), counts)))
 
 
-# By family, LUTs and flip-flops. yosys puts the array's adders into the DSP48E1 of the 7 series and
-# leaves those of the DSP48E2 outside: the difference is that of a 16 x 16 array alone.
-COSTS = {
-    "xc7": (_Cost(12_400, 1330, 130, 13, 130), _Cost(10_000, 1100, 60, 14, 136)),
-    "xcup": (_Cost(12_400, 1330, 130, 41, 130), _Cost(10_000, 1100, 60, 53, 136)),
-}
+# An element: SystolicArray at three sizes. A byte: WeightStream, Fetch and KvBuffer, with two and
+# four ports. A lane: Requantize and SoftmaxUnit with 8 and 16; of VectorUnit, counted with 8
+# only, an estimate. ``fabric``: from the structure of the multiplier. The base: what is left of tiny.
+LUTS = _Cost(base=11_480, lane=1_530, byte=85, element=13, fabric=130)
+FLIP_FLOPS = _Cost(base=8_800, lane=1_250, byte=63, element=14, fabric=136)
+# What was counted are parts of the 7 series. UltraScale+ has the same LUTs and flip-flops, but
+# nothing has been compared there.
+COMPARED = ("xc7z020",)
 
 
-def area(cfg: FabricConfig, family: str) -> dict[str, float]:
-    """What ``cfg`` takes of an FPGA of a family of COSTS."""
-    lut, ff = COSTS[family]
+def area(cfg: FabricConfig) -> dict[str, float]:
+    """What ``cfg`` takes of an FPGA with LUTs of six inputs, by resource as in CAPACITY."""
     return {
-        "lut": lut(cfg),
-        "ff": ff(cfg),
+        "lut": LUTS(cfg),
+        "ff": FLIP_FLOPS(cfg),
         "dsp": cfg.macs - cfg.fabric_rows * cfg.cols + LANE_DSPS * cfg.cols + OTHER_DSPS,
         "bram36": sum(cfg.block_rams().values()),
         "uram": sum(cfg.ultra_rams().values()),
     }
 
 
-def shares(cfg: FabricConfig, family: str, fpga: str) -> dict[str, float]:
+def shares(cfg: FabricConfig, fpga: str) -> dict[str, float]:
     """The part of each resource of the FPGA (of CAPACITY) that ``cfg`` takes."""
     whole = CAPACITY[fpga]
-    return {n: value / whole[n] for n, value in area(cfg, family).items() if n in whole}
+    return {n: value / whole[n] for n, value in area(cfg).items() if n in whole}

@@ -27,7 +27,6 @@ class BoardSpec:
     board_part: str  # Vivado's board file, as a pattern; the script does without if it is missing
     ps: str  # the processor's IP: processing_system7 or zynq_ultra_ps_e
     control_base: int  # bus address of s_axi_ctrl
-    family: str  # of the FPGA, for synthesis
     fpga: str  # its die, of tokenfabric.area.CAPACITY
     memory_bytes: int
     ps_clock_mhz: float  # of the processor's first fabric clock; a PLL in the fabric makes others
@@ -52,7 +51,6 @@ _KV260 = BoardSpec(
     part="xck26-sfvc784-2LV-c",
     board_part="xilinx.com:kv260_som:*",
     ps="zynq_ultra_ps_e",
-    family="xcup",
     fpga="xck26",
     memory_bytes=4 << 30,
     control_base=0xA000_0000,
@@ -69,7 +67,6 @@ BOARDS = {
             part="xc7z020clg400-1",
             board_part="tul.com.tw:pynq-z2:*",
             ps="processing_system7",
-            family="xc7",
             fpga="xc7z020",
             memory_bytes=512 << 20,
             control_base=0x43C0_0000,

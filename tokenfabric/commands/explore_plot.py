@@ -87,9 +87,10 @@ def _roofline(axes: Any, shape: ModelShape, candidate: Candidate) -> None:
         high, array / 0.93e9, f"array {cfg.rows} x {cfg.cols}: {array / 1e9:g} GMAC/s",
         ha="right", va="bottom", size=9,
     )  # fmt: skip
-    axes.text(
-        *(low * 1.3, low * 1.3 * memory / 1e9 * 1.12), f"memory {memory / 1e9:g} GB/s",
-        rotation=45, rotation_mode="anchor", transform_rotates_text=True, va="bottom", size=9,
+    middle = (low * ridge) ** 0.5
+    axes.annotate(
+        f"memory {memory / 1e9:g} GB/s", (middle, middle * memory / 1e9), (-10, 4),
+        textcoords="offset points", ha="right", va="bottom", size=9,
     )  # fmt: skip
     for label, x, y in points:
         decode = label == "decode"
@@ -116,7 +117,7 @@ def _sizes(
 
     axes.plot(percent(found), speed(found), "o", ms=4, color=QUIET, alpha=0.35, mew=0,
               label=f"{len(found)} that fit")  # fmt: skip
-    axes.plot(percent(best), speed(best), "o-", ms=7, lw=1.6, color=FRONT, drawstyle="steps-post",
+    axes.plot(percent(best), speed(best), "o-", ms=7, lw=1.6, color=FRONT, drawstyle="steps-pre",
               label="none is both smaller and faster")  # fmt: skip
     if preset is not None:
         axes.plot(100 * preset.size, preset.speed, "D", ms=9, color=PRESET,
@@ -137,4 +138,4 @@ def _sizes(
     axes.set_title("Speed over size", loc="left", size=11, color=QUIET)
     axes.grid(True, lw=0.6)
     axes.set_axisbelow(True)
-    axes.legend(loc="lower left", fontsize=9)
+    axes.legend(loc="lower left" if top.prefill is None else "upper left", fontsize=9)
