@@ -42,7 +42,7 @@ class OnchipMemory(wiring.Component):
     """``size`` bytes, a multiple of 8; addresses beyond it wrap or read zero.
 
     Bursts are answered in order, writes when their last beat has been taken. A read that is asked
-    for after a write's answer gives what was written. No error answers.
+    for after a write's answer gives what was written, one before it anything. No error answers.
 
     Members: ``axi_0`` (In: memory_port with writes), ``axi_1`` (In: without), ``host`` (In).
     """

@@ -89,8 +89,10 @@ TARGETS = {
         capacity=CAPACITY["xck26"],
     ),
     "ecp5": Target(
-        # Block RAM is scarce where models live in it: up to 128 words become LUTs, tables too.
+        # Block RAM is scarce where models live in it: up to 128 words become LUTs, tables too. What
+        # is read while it is written (rtl/onchip.py) does not matter; else yosys takes it twice.
         script="synth_ecp5 -top top -run begin:map_ram; "
+        "setparam -set RD_COLLISION_X_MASK 2'b11 t:$mem_v2 c:*memory.bank_* %i; "
         'setattr -set ram_style "distributed" t:$mem_v2 r:SIZE<=128 %i r:WR_PORTS>=1 %i; '
         'setattr -set rom_style "logic" t:$mem_v2 r:WR_PORTS=0 %i; '
         "synth_ecp5 -top top -run map_ram:",

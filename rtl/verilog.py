@@ -29,6 +29,12 @@ _ULTRA = re.compile(
     rf"^( *reg .*\.{ULTRA} +\[\d+:0\];\n) *initial begin\n(?: .* = \d+'h0+;\n)+ *end\n",
     re.MULTILINE,
 )
+# The block RAM that is a board's memory: what it holds at first does not matter, and thousands of
+# statements that make it zero take minutes to read.
+_BANKS = re.compile(
+    r"^( *reg .*memory\.bank_\d+ +\[\d+:0\];\n) *initial begin\n(?: .* = \d+'h0+;\n)+ *end\n",
+    re.MULTILINE,
+)
 
 
 def to_verilog(component: wiring.Component, name: str = "top") -> str:
@@ -43,6 +49,7 @@ def to_verilog(component: wiring.Component, name: str = "top") -> str:
         (Path(directory) / "top.il").write_text(text)
         run_yosys(SCRIPT, Path(directory), DEADLINE)
         verilog = (Path(directory) / "top.v").read_text()
+    verilog = _BANKS.sub(r"\1", verilog)
     # UltraRAM is asked for by an attribute, and takes no initial contents.
     return _ULTRA.sub(r'  (* ram_style = "ultra" *)\n\1', verilog)
 

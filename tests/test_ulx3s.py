@@ -6,14 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from amaranth import Module
+from amaranth.lib import wiring
 from small_models import golden, prompt
 from tokenfabric.host.device import DeviceLost
 from tokenfabric.host.driver import RegisterDevice
 from tokenfabric.host.session import Session
 from tokenfabric.host.uart import SerialBoard, UartBus, open_device
 from tokenfabric.host.verify import replay
+from tokenfabric.rtl.onchip import OnchipMemory
+from tokenfabric.rtl.synth import synthesize
 from tokenfabric.rtl.uart import divisor
 from tokenfabric.rtl.ulx3s import PINS, Board, Ulx3s, constraints, pll
+from tokenfabric.rtl.verilog import to_verilog
 from tokenfabric.sim.golden import GoldenDevice
 
 from tokenfabric import registers
@@ -37,8 +42,6 @@ LINE = {"baud": HZ / 8, "silence": SILENCE_S}
 
 @pytest.fixture(scope="module")
 def verilog():
-    from tokenfabric.rtl.verilog import to_verilog
-
     return to_verilog(Board(CFG, size=sum(SIZES), **LINE))
 
 
@@ -259,6 +262,28 @@ def test_a_model_of_260k_parameters_fits():
     )
     _, _, image, _ = golden(shape, "ulx3s", context=128)
     assert all(need <= have for need, have in zip(image.memory(1), BLOCK_RAM))
+
+
+class _Memory(wiring.Component):
+    """The board's memory alone, called what it is called there."""
+
+    def __init__(self, size):
+        self.memory = OnchipMemory(size)
+        super().__init__(self.memory.signature)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.memory = self.memory
+        for name in self.signature.members:
+            wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(self.memory, name))
+        return m
+
+
+@pytest.mark.slow
+def test_the_memory_takes_no_more_block_ram_than_it_has_bytes():
+    text = to_verilog(_Memory(2 * 32768))
+    assert text.count("initial begin") and "memory.bank_0 [4095]" not in text
+    assert synthesize(text, "ecp5")["bram36"] == 2 * 32768 / 2048 / 2
 
 
 def test_an_accelerator_with_other_ports_is_refused():
