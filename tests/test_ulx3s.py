@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """The board with nothing but a serial line: bytes on its pins, tokens out of them."""
 
 import binascii
