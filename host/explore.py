@@ -15,7 +15,7 @@ from tokenfabric.host.model import estimate_decode, estimate_prefill
 
 from tokenfabric.area import area, shares
 from tokenfabric.boards import BoardSpec
-from tokenfabric.config import FabricConfig
+from tokenfabric.config import BURST_BEATS, FabricConfig
 from tokenfabric.errors import UserError
 from tokenfabric.fixed import round_up
 from tokenfabric.isa import JOB
@@ -155,7 +155,7 @@ def _config(
     """An array of ``rows`` x ``cols``, steps of ``most`` rows, FIFOs of ``beats``, a KV buffer of
     so many ``blocks``. UserError if that is impossible."""
     base = spec.config
-    head = max(cols, 1 << (shape.head_dim - 1).bit_length())
+    head = max(2 * cols, 1 << (shape.head_dim - 1).bit_length())
     room = round_up(max(positions, min(shape.context, LONGEST)), max(64, rows))
     cfg = base.replace(
         name=f"{spec.name}-{rows}x{cols}",
@@ -167,7 +167,7 @@ def _config(
         max_context=room,
         max_head_dim=head,
         weight_fifo_beats=beats,
-        kv_chunks=blocks * rows * head // cols,
+        kv_chunks=blocks * max(rows, BURST_BEATS) * head // cols,
         in_chunks=8192,
         program_words=1 << 14,
         fabric_rows=0,

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenfabric.rtl.synth import TARGETS, analyze, netlist
-from tokenfabric.sim.toolchain import cached, digest
 
 from tokenfabric.errors import UserError
+from tokenfabric.toolchain import cached, digest
 
 __all__ = ["PARTS", "absorb_registers", "build", "read_report"]
 

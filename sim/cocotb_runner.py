@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from tokenfabric.sim.toolchain import cached, compiler, digest, run_all, verilator
+from tokenfabric.toolchain import cached, compiler, digest, run_all, verilator
 
 # Ports only: names inside are no contract, and each public signal costs speed.
 VERILATE = ("--cc", "--exe", "--vpi", "--public-depth", "1", "--no-timing", "-Wno-fatal",

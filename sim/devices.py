@@ -127,9 +127,9 @@ def cached_verilog(
 ) -> str:
     """:func:`verilog_of`, kept between runs under a hash of the config and of our RTL sources."""
     import tokenfabric.rtl as rtl
-    from tokenfabric.sim.toolchain import cached, digest
 
     from tokenfabric import boards, config, fixed, isa, link, ops, registers
+    from tokenfabric.toolchain import cached, digest
 
     modules = (boards, config, fixed, isa, link, ops, registers)
     contract = [Path(str(module.__file__)) for module in modules]

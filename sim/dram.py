@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from tokenfabric.sim.toolchain import cached, compiler, digest, run_all
+from tokenfabric.toolchain import cached, compiler, digest, run_all
 
 FRACTION_BITS = 16
 MAX_IN_FLIGHT = 16  # kRing in dram.h

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 from tokenfabric.sim.axi_monitor import AxiProtocolError, SimulationError
 from tokenfabric.sim.dram import DDR3_1050_X16, DramParameters, DramSpec
-from tokenfabric.sim.toolchain import (
+
+from tokenfabric.errors import UserError
+from tokenfabric.toolchain import (
     Progress,
     cached,
     compiler,
@@ -27,8 +29,6 @@ from tokenfabric.sim.toolchain import (
     run_all,
     verilator,
 )
-
-from tokenfabric.errors import UserError
 
 VERILATE = ("--cc", "--no-timing", "-O3", "-Wno-fatal", "-Wno-lint", "--noassert")
 COMPILE = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-faligned-new", "-w", "-DVERILATOR=1",

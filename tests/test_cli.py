@@ -243,7 +243,7 @@ def test_trace_against_another_shape_is_refused(folder, capsys):
 
 def test_doctor_names_what_is_missing(capsys, monkeypatch, folder):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    from tokenfabric.sim import toolchain
+    from tokenfabric import toolchain
 
     toolchain.compiler.cache_clear()
     assert cli.main(["doctor"]) == 1

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from axi_dut import Copier, Fault
 from tokenfabric.rtl.verilog import to_verilog
-from tokenfabric.sim import toolchain, verilator
+from tokenfabric.sim import verilator
 from tokenfabric.sim.dram import DDR3_1050_X16, IDEAL
 from tokenfabric.sim.verilator import AxiProtocolError, RegisterError, VerilatedTop, build
 
+from tokenfabric import toolchain
 from tokenfabric.errors import UserError
 
 pytestmark = pytest.mark.verilator

@@ -143,13 +143,13 @@ def _package(name: str, remedy: str, optional: bool = False) -> Finding:
 
 
 def _verilator() -> str:
-    from tokenfabric.sim.toolchain import verilator
+    from tokenfabric.toolchain import verilator
 
     return verilator().version
 
 
 def _compiler() -> str:
-    from tokenfabric.sim.toolchain import compiler
+    from tokenfabric.toolchain import compiler
 
     return compiler()[1]
 
@@ -163,7 +163,7 @@ def _tool(name: str, ask: Callable[[], str]) -> Finding:
 
 
 def _cache() -> Finding:
-    from tokenfabric.sim.toolchain import cache_directory
+    from tokenfabric.toolchain import cache_directory
 
     path = cache_directory()
     try:

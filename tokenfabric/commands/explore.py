@@ -176,10 +176,11 @@ def _print(
     time = (found[0].prefill or found[0].decode)["time"]
     parts = ", ".join(f"{name} {percent(share)}" for name, share in time.items() if share > 0.001)
     print(f"\nWhat takes the time of the best: {parts}.", file=out)
-    resources = f"within {AREA_ERROR:.0%} before place and route"
+    area = f"within {AREA_ERROR:.0%} before place and route"
     if spec.fpga not in COMPARED:
-        resources = "as on a 7-series part, compared with no synthesis of this one"
-    print(f"Computed, not simulated: cycles within {ERROR:.0%}; resources {resources}.", file=out)
+        area = "as on a 7-series part, compared with no synthesis of this one"
+    print(f"Computed, not simulated: cycles within {ERROR:.0%} where compared; resources {area}.",
+          file=out)  # fmt: skip
 
 
 def _scatter(found: list[Candidate], best: list[Candidate], preset: Candidate | None) -> list[str]:

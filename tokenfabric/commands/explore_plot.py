@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib
-
 from tokenfabric.boards import BoardSpec
 from tokenfabric.host.compile import work_of
 from tokenfabric.host.explore import Candidate
@@ -16,7 +14,7 @@ __all__ = ["draw"]
 
 INK, QUIET, PALE = "#22303c", "#7b8794", "#dfe4e9"
 ROOF, BEST, FRONT, PRESET = "#22303c", "#e4572e", "#17807e", "#3d6fd1"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -41,6 +39,7 @@ def draw(
     preset: Candidate | None,
 ) -> None:
     """Write the figure; its kind is that of the file's name. ``found`` and ``best``: best first."""
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

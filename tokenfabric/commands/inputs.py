@@ -68,7 +68,7 @@ def load_model(path: Path, tokenizer: str | None, progress: Progress) -> QModel:
 def _quantized(path: Path, tokenizer: str | None, progress: Progress) -> QModel:
     from tokenfabric.host.tokenizer import find_tokenizer
     from tokenfabric.quant.qmodel import QModel
-    from tokenfabric.sim.toolchain import cached, digest
+    from tokenfabric.toolchain import cached, digest
 
     checkpoint, words = load_checkpoint(path, tokenizer)
     source = Path(tokenizer or find_tokenizer(path, checkpoint.shape.vocab))
