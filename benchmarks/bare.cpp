@@ -42,6 +42,8 @@ class Bare {
     top_.rst = 0;
   }
 
+  ~Bare() { Verilated::threadContextp(&context_); }  // as in the harness
+
   int64_t run(int64_t cycles) {
     const int64_t start = cycle_;
     while (cycle_ - start < cycles && !top_.irq) step();

@@ -145,6 +145,9 @@ class Harness {
 
   ~Harness() {
     trace(nullptr);
+    // The model's destructor asks for the thread's context, which may be that of another device,
+    // used last and gone by now.
+    Verilated::threadContextp(&context_);
     top_.final();
   }
 

@@ -523,3 +523,22 @@ def test_waves(texts, libraries, make_top, tmp_path):
 def test_the_number_of_ports_is_checked():
     with pytest.raises(ValueError, match="ports=9"):
         build("", ports=9, port_bytes=8)
+
+
+CLOSED_IN_ANY_ORDER = """
+from tokenfabric.config import preset
+from tokenfabric.sim.devices import simulated_top
+
+for _ in range(5):
+    first, second = (simulated_top(preset("tiny"), 1 << 16) for _ in range(2))
+    second.run(10, until_idle=False)
+    second.close()
+    junk = [bytearray(b"\\xff" * (1 << size)) for size in range(6, 17) for _ in range(50)]
+    first.close()
+"""
+
+
+@pytest.mark.verilator
+def test_devices_may_be_closed_in_any_order():
+    """In a process of its own: what goes wrong is a crash, or a lock that nobody holds."""
+    subprocess.run([sys.executable, "-c", CLOSED_IN_ANY_ORDER], check=True, timeout=300)
