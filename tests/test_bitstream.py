@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """What is written for Vivado: the IP, the block design that the script builds, its end."""
 
 from __future__ import annotations

