@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -22,7 +21,6 @@ __all__ = [
     "put_job",
     "raise_error",
     "run",
-    "wait_by_polling",
 ]
 
 CHUNK = 1 << 20  # bytes of an image that are loaded between two reports of progress
@@ -105,18 +103,6 @@ def raise_error(device: Device) -> None:
     state, _, error = device.poll()
     if state is State.ERROR:
         raise DeviceError(error, getattr(device, "pc", 0))
-
-
-def wait_by_polling(device: Device, deadline: float, interval: float = 0.001) -> State:
-    """The ``wait`` of devices that can only be asked."""
-    end = time.monotonic() + deadline
-    while True:
-        state, _, _ = device.poll()
-        if state is not State.RUNNING:
-            return state
-        if time.monotonic() > end:
-            raise DeviceTimeout(f"no end of the run within {deadline:g} s")
-        time.sleep(interval)
 
 
 def end_run(device: Device, deadline: float, *, at_once: bool = False) -> None:

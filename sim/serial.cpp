@@ -22,7 +22,10 @@ class Line {
     top_.rst = 0;
   }
 
-  ~Line() { top_.final(); }
+  ~Line() {
+    Verilated::threadContextp(&context_);  // as in the harness
+    top_.final();
+  }
 
   // Puts the bytes on the line, one after the other.
   void write(const uint8_t* data, uint64_t count) {
