@@ -7,10 +7,11 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.rtl.mac import multiply
 from tokenfabric.rtl.memory import Rom
+from tokenfabric.rtl.pipeline import delay
 
 from tokenfabric import ops
 
-__all__ = ["Lane", "Lanes", "ShiftRound", "Sigmoid", "clamp", "delay"]
+__all__ = ["Lane", "Lanes", "ShiftRound", "Sigmoid", "clamp"]
 
 A_BITS = 18  # operands of the first multiplier
 B_BITS = 25
@@ -18,18 +19,6 @@ T_BITS = 25  # operands of the second
 C_BITS = 17  # an int16, or one negated
 P1_BITS = 40
 SUM_BITS = 39
-
-
-def delay(m: Module, value, cycles: int, name: str, *, reset_less=True):
-    """``value``, ``cycles`` cycles later: plain registers, which become shift register LUTs.
-
-    What says that data are valid must be reset (``reset_less=False``).
-    """
-    for n in range(cycles):
-        later = Signal.like(value, name=f"{name}_d{n + 1}", reset_less=reset_less)
-        m.d.sync += later.eq(value)
-        value = later
-    return value
 
 
 def clamp(value, bits: int):

@@ -26,7 +26,6 @@ from tokenfabric.rtl.lanes import (
     ShiftRound,
     Sigmoid,
     clamp,
-    delay,
 )
 from tokenfabric.rtl.layouts import (
     ADDRESS_BITS,
@@ -38,6 +37,7 @@ from tokenfabric.rtl.layouts import (
 )
 from tokenfabric.rtl.memory import Fifo, Ram, read_port, write_port
 from tokenfabric.rtl.normalize import Recip127, Rsqrt
+from tokenfabric.rtl.pipeline import delay
 from tokenfabric.rtl.walker import Part
 
 from tokenfabric import ops
