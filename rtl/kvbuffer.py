@@ -144,7 +144,7 @@ class Dealer(wiring.Component):
     """Tells the lanes where the bursts of a block go, and when the lanes have written all of it.
 
     Streams begin with a whole burst, and blocks are whole bursts but the last of a stream. One
-    burst in two cycles.
+    burst in two cycles: it is computed in the first and given in the second.
 
     Members
     -------
@@ -181,14 +181,12 @@ class Dealer(wiring.Component):
                 with m.Case(chunks):
                     m.d.comb += [whole.eq(BURST_BEATS // chunks), part.eq(BURST_BEATS % chunks)]
         over = Signal()
-        next_t, next_j = Signal.like(t), Signal(8)
+        next_t, next_j, end = Signal.like(t), Signal(8), Signal()
         row = sum(Mux(bit, block.head_chunks << i, 0) for i, bit in enumerate(t[lane_bits:-1]))
         prepared, job = Signal(), Signal(_job(cfg))
         given, port = Signal(), self.turns.payload
         m.d.comb += [
             over.eq(j + part >= block.head_chunks),
-            next_j.eq(j + part - Mux(over, block.head_chunks, 0)),
-            next_t.eq(t + whole + over),
             given.eq(
                 prepared
                 & self.turns.valid
@@ -198,24 +196,27 @@ class Dealer(wiring.Component):
             self.turns.ready.eq(given),
             waiting.i.valid.eq(given),
             waiting.i.payload.port.eq(port),
-            waiting.i.payload.end.eq(next_t > block.last),
+            waiting.i.payload.end.eq(end),
             waiting.i.payload.block.eq(block),
-            self.blocks.ready.eq(given & waiting.i.payload.end),
+            self.blocks.ready.eq(given & end),
         ]
         for index, lane in enumerate(self.jobs):
             m.d.comb += [lane.payload.eq(job), lane.valid.eq(given & (port == index))]
         m.d.sync += prepared.eq(self.blocks.valid & ~prepared)
         with m.If(prepared & ~given):
             m.d.sync += prepared.eq(1)
+        past = t + whole  # and one more, if the burst's rest ends a position
         m.d.sync += [
             job.head_chunks.eq(block.head_chunks),
             job.t.eq(t),
             job.j.eq(j),
             job.row.eq(block.base + row),
+            next_j.eq(j + part - Mux(over, block.head_chunks, 0)),
+            next_t.eq(past + over),
+            end.eq(Mux(over, past >= block.last, past > block.last)),
         ]
         with m.If(given):
-            last = waiting.i.payload.end
-            m.d.sync += [t.eq(Mux(last, 0, next_t)), j.eq(Mux(last, 0, next_j))]
+            m.d.sync += [t.eq(Mux(end, 0, next_t)), j.eq(Mux(end, 0, next_j))]
         self.collect(m, waiting.o)
         return m
 
@@ -266,28 +267,36 @@ class Lane(wiring.Component):
         m = Module()
         banks = _log2(self.cfg.ports)
         m.submodules.queue = queue = Fifo(_job(self.cfg), 4, block=False)
+        # No path leads through the choice of banks to who reads memory.
+        m.submodules.arrived = arrived = Fifo(kv_beat(self.cfg), 2, block=False)
         connect(m, flipped(self.jobs), queue.i)
-        job, beat = Signal(_job(self.cfg)), self.beats.payload
+        connect(m, flipped(self.beats), arrived.i)
+        job, beat = Signal(_job(self.cfg)), arrived.o.payload
         busy, end_j, go = Signal(), Signal(), Signal()
+        following = Signal(_job(self.cfg))  # where the beat after this one goes
         m.d.comb += [
-            self.valid.eq(busy & self.beats.valid),
-            self.bank.eq(job.t ^ _reverse(job.j[:banks])),
+            self.valid.eq(busy & arrived.o.valid),
             self.addr.eq(job.row + job.j),
             self.data.eq(beat.data),
             go.eq(self.valid & self.ready),
-            self.beats.ready.eq(go),
+            arrived.o.ready.eq(go),
             self.done.eq(go & beat.last),
             queue.o.ready.eq(~busy | self.done),
             end_j.eq(job.j + 1 == job.head_chunks),
         ]
+        m.d.comb += following.eq(job)
         with m.If(queue.o.ready):
-            m.d.sync += [busy.eq(queue.o.valid), job.eq(queue.o.payload)]
-        with m.Elif(go):
-            m.d.sync += job.j.eq(Mux(end_j, 0, job.j + 1))
+            m.d.sync += busy.eq(queue.o.valid)
+            m.d.comb += following.eq(queue.o.payload)
+        with m.Else():
+            m.d.comb += following.j.eq(Mux(end_j, 0, job.j + 1))
             with m.If(end_j):
-                m.d.sync += job.t.eq(job.t + 1)
+                m.d.comb += following.t.eq(job.t + 1)
                 with m.If(job.t.all()):
-                    m.d.sync += job.row.eq(job.row + job.head_chunks)
+                    m.d.comb += following.row.eq(job.row + job.head_chunks)
+        with m.If(queue.o.ready | go):
+            m.d.sync += job.eq(following)
+            m.d.sync += self.bank.eq(following.t ^ _reverse(following.j[:banks]))
         return m
 
 
@@ -331,17 +340,18 @@ class Filler(wiring.Component):
             m.submodules[f"lane_{index}"] = lane
             connect(m, dealer.jobs[index], lane.jobs)
             connect(m, flipped(self.beats[index]), lane.beats)
-        granted = [Const(0, 1)] * len(lanes)
+        # The first of the lanes that want a bank gets it.
+        granted = [
+            ~Cat(other.valid & (other.bank == lane.bank) for other in lanes[:index]).any()
+            for index, lane in enumerate(lanes)
+        ]
         for bank in range(self.cfg.ports):
-            free = Const(1, 1)
-            choice = 0  # the lane, one after another
-            for index, lane in enumerate(lanes):
-                mine = lane.valid & (lane.bank == bank) & free
-                granted[index] = granted[index] | mine
-                choice = choice | Mux(mine, index, 0)
-                free = free & ~mine
+            wanted = [lane.valid & (lane.bank == bank) for lane in lanes]
+            choice = 0
+            for index in reversed(range(len(lanes))):
+                choice = Mux(wanted[index], index, choice)
             m.d.sync += [
-                self.en[bank].eq(~free),
+                self.en[bank].eq(Cat(wanted).any()),
                 self.addr[bank].eq(Array(lane.addr for lane in lanes)[choice]),
                 self.data[bank].eq(Array(lane.data for lane in lanes)[choice]),
             ]
@@ -505,6 +515,8 @@ class KvBuffer(wiring.Component):
         m.submodules.filler = filler = Filler(cfg)
         m.submodules.blocks = blocks = Fifo(_block(cfg), BLOCKS, block=False)
         m.submodules.drainer = drainer = Drainer(cfg)
+        # No path leads from who takes the words to the drainer's stages.
+        m.submodules.drained = drained = Fifo(8 * cfg.word_bytes, 2, block=False)
         connect(m, flipped(self.cmd), commands.i)
         connect(m, commands.o, allocator.i)
         connect(m, allocator.o, filler.blocks)
@@ -513,8 +525,9 @@ class KvBuffer(wiring.Component):
             connect(m, flipped(outside), inside)
         connect(m, filler.filled, blocks.i)
         connect(m, blocks.o, drainer.filled)
-        connect(m, drainer.words, flipped(self.words))
-        m.d.comb += [
+        connect(m, drainer.words, drained.i)
+        connect(m, drained.o, flipped(self.words))
+        m.d.sync += [
             allocator.free.eq(drainer.free),
             allocator.free_cost.eq(drainer.free_cost),
         ]
