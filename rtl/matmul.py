@@ -275,9 +275,9 @@ class Issue(wiring.Component):
         cfg, cmd = self.cfg, self.cmd
         m.submodules.loops = loops = _Loops(cfg)
         is_v = cmd.kind == MatmulKind.V
-        new_tile = self.index == 0
+        new_tile = Signal(init=1)  # index == 0
         new_block = new_tile & loops.first_inner
-        full = (cmd.dest == MatmulDest.LOGITS) & new_block & ~self.room
+        full, no_room = Signal(), Signal()  # for logits; late by a cycle
         end_row = Signal.like(self.index)
         last_row = self.index == end_row
         offset = Signal(CHUNK_BITS)  # of the row-block in the row, in chunks
@@ -290,9 +290,13 @@ class Issue(wiring.Component):
             loops.cmd.eq(cmd),
             loops.step.eq(self.going & last_row),
         ]
-        m.d.sync += end_row.eq(cmd.m - 1)
+        m.d.comb += full.eq(new_block & no_room)
+        m.d.sync += [
+            end_row.eq(cmd.m - 1),
+            no_room.eq((cmd.dest == MatmulDest.LOGITS) & ~self.room),
+        ]
         with m.If(self.going):
-            m.d.sync += self.index.eq(Mux(last_row, 0, self.index + 1))
+            m.d.sync += [self.index.eq(Mux(last_row, 0, self.index + 1)), new_tile.eq(last_row)]
         with m.If(self.start):
             m.d.sync += offset.eq(0)
         with m.Elif(loops.step & (~is_v | loops.last_inner)):

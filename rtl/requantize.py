@@ -37,7 +37,7 @@ class Requantize(wiring.Component):
         per lane
     """
 
-    LATENCY = 7
+    LATENCY = 8
 
     def __init__(self, cfg: FabricConfig, tag):
         self.cfg = cfg
@@ -61,7 +61,7 @@ class Requantize(wiring.Component):
         valid = delays(m, self.valid, self.LATENCY, name="valid", reset_less=False)
         tag = delays(m, self.tag, self.LATENCY, name="tag")
         shift = delays(m, self.shift, 4, name="shift")
-        bits = delays(m, self.bits, 6, name="bits")
+        bits = delays(m, self.bits, 7, name="bits")
         m.d.comb += [self.out_valid.eq(valid[-1]), Value.cast(self.out_tag).eq(tag[-1])]
         for c in range(self.cfg.cols):
             product = self._product(m, valid, self.acc[c], self.mult[c], c)
@@ -103,12 +103,15 @@ class Requantize(wiring.Component):
         return s5
 
     def _saturate(self, m: Module, valid, shifted, bits, c: int) -> tuple[Signal, Signal]:
-        """Stages 6 and 7. What does not fit ``ROUND_BITS - 1`` bits is saturated by its sign."""
+        """Stages 6 to 8. What does not fit ``ROUND_BITS - 1`` bits is saturated by its sign."""
         s6_wide = Signal(name=f"s6_wide{c}", reset_less=True)
         s6_sign = Signal(name=f"s6_sign{c}", reset_less=True)
         s6 = Signal(signed(ROUND_BITS), name=f"s6_{c}", reset_less=True)
         y = Signal(RES_BITS, name=f"y{c}", reset_less=True)
+        s7 = Signal(signed(RES_BITS), name=f"s7_{c}", reset_less=True)
         s7_over = Signal(name=f"s7_over{c}", reset_less=True)
+        s7_sign = Signal(name=f"s7_sign{c}", reset_less=True)
+        s8_over = Signal(name=f"s8_over{c}", reset_less=True)
         floor = shifted[1:]
         with m.If(valid[5]):
             m.d.sync += [
@@ -121,12 +124,17 @@ class Requantize(wiring.Component):
         with m.Switch(bits[6]):
             for code, size in enumerate((8, 16, 32)):
                 with m.Case(code):
-                    largest = C((1 << (size - 1)) - 1, RES_BITS)
                     m.d.comb += over.eq(s6_wide | _differ(s6[size - 1 :]))
-                    m.d.comb += limit.eq(largest ^ s6_sign.replicate(RES_BITS))
+        with m.Switch(bits[7]):
+            for code, size in enumerate((8, 16, 32)):
+                with m.Case(code):
+                    largest = C((1 << (size - 1)) - 1, RES_BITS)
+                    m.d.comb += limit.eq(largest ^ s7_sign.replicate(RES_BITS))
         with m.If(valid[6]):
-            m.d.sync += [y.eq(Mux(over, limit, s6)), s7_over.eq(over)]
-        return y, s7_over
+            m.d.sync += [s7.eq(s6), s7_over.eq(over), s7_sign.eq(s6_sign)]
+        with m.If(valid[7]):
+            m.d.sync += [y.eq(Mux(s7_over, limit, s7)), s8_over.eq(s7_over)]
+        return y, s8_over
 
 
 def _differ(bits: Value) -> Value:

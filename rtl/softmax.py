@@ -371,7 +371,7 @@ class SoftmaxUnit(wiring.Component):
         s2_valid = Signal()
         s2_scores = Signal.like(exponential.scores, reset_less=True)
         s2_maximum = Signal(SCORE, reset_less=True)
-        s2_mask = Signal(self.cfg.cols, reset_less=True)
+        s2_limit, s2_chunk = Signal(16, reset_less=True), Signal.like(s1_chunk)
         chunk_bits = len(s2_scores.as_value())
         select = s1_chunk[: (self.cfg.k_chunks - 1).bit_length()]
         m.d.comb += [
@@ -382,7 +382,7 @@ class SoftmaxUnit(wiring.Component):
             exponential.valid.eq(s2_valid),
             exponential.scores.eq(s2_scores),
             exponential.maximum.eq(s2_maximum),
-            exponential.mask.eq(s2_mask),
+            exponential.mask.eq(participants(s2_chunk, s2_limit, self.cfg.cols)),
         ]
         m.d.sync += [s1_valid.eq(read.step), s2_valid.eq(s1_valid)]
         with m.If(read.step):
@@ -391,7 +391,8 @@ class SoftmaxUnit(wiring.Component):
             m.d.sync += [
                 s2_scores.eq(ram.r.data.word_select(select, chunk_bits)),
                 s2_maximum.eq(maximum.maximum),
-                s2_mask.eq(participants(s1_chunk, maximum.limit, self.cfg.cols)),
+                s2_limit.eq(maximum.limit),
+                s2_chunk.eq(s1_chunk),
             ]
 
     def _write(self, m, ram, write, exponential):

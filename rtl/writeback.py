@@ -14,6 +14,7 @@ from tokenfabric.rtl.layouts import (
     write_beat,
 )
 from tokenfabric.rtl.memory import Fifo, Ram, read_port, write_port
+from tokenfabric.rtl.pipeline import delay, delays
 
 from tokenfabric.config import FabricConfig
 from tokenfabric.ops import ACT_BITS, RES_BITS
@@ -23,7 +24,7 @@ __all__ = ["Argmax", "LogitsWriter", "SaturationCounter", "Writeback"]
 
 def in_flight(cfg: FabricConfig) -> int:
     """Results that can still arrive after ``room`` has fallen, beyond one column-block."""
-    return 28 + cfg.tile_cycles
+    return 30 + cfg.tile_cycles
 
 
 def popcount(bits):
@@ -44,7 +45,7 @@ class Argmax(wiring.Component):
     def __init__(self, cfg: FabricConfig):
         self.cfg = cfg
         self.levels = (cfg.cols - 1).bit_length()
-        self.LATENCY = self.levels + 2
+        self.LATENCY = self.levels + 3
         super().__init__(
             {
                 "valid": In(1),
@@ -58,33 +59,35 @@ class Argmax(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         cols = self.cfg.cols
-        # Stage 0: channels beyond the vocabulary get the smallest value; they lose every tie.
-        valid = Signal()
-        index = Signal(index_shape(self.cfg))
-        block = Signal(16)
+        # Stage 0 counts the channels that are left, stage 1 gives those beyond the vocabulary the
+        # smallest value: they lose every tie.
+        left = Signal(signed(33))
+        s0_y = Signal.like(self.result.y)
+        m.d.sync += [
+            left.eq(self.vocab - Cat(Signal(self.levels), self.result.block)),
+            s0_y.eq(self.result.y),
+        ]
         lanes = [
-            (Signal(signed(RES_BITS), name=f"s0_y{i}"), Signal(self.levels, name=f"s0_lane{i}"))
+            (Signal(signed(RES_BITS), name=f"s1_y{i}"), Signal(self.levels, name=f"s1_lane{i}"))
             for i in range(cols)
         ]
-        left = Signal(signed(33))
-        m.d.comb += left.eq(self.vocab - Cat(Signal(self.levels), self.result.block))
-        m.d.sync += [valid.eq(self.valid), index.eq(self.result.index), block.eq(self.result.block)]
         for i, (y, lane) in enumerate(lanes):
             m.d.comb += lane.eq(i)
-            m.d.sync += y.eq(Mux(left > i, self.result.y[i], -(1 << (RES_BITS - 1))))
+            m.d.sync += y.eq(Mux(left > i, s0_y[i], -(1 << (RES_BITS - 1))))
         for level in range(self.levels):
             halved = []
             for i in range(0, len(lanes), 2):
                 (a, a_lane), (b, b_lane) = lanes[i], lanes[i + 1]
-                y = Signal(signed(RES_BITS), name=f"s{level + 1}_y{i}")
-                lane = Signal(self.levels, name=f"s{level + 1}_lane{i}")
+                y = Signal(signed(RES_BITS), name=f"s{level + 2}_y{i}")
+                lane = Signal(self.levels, name=f"s{level + 2}_lane{i}")
                 m.d.sync += [y.eq(Mux(b > a, b, a)), lane.eq(Mux(b > a, b_lane, a_lane))]
                 halved.append((y, lane))
             lanes = halved
-            delayed = [Signal.like(s) for s in (valid, index, block)]
-            m.d.sync += [d.eq(s) for d, s in zip(delayed, (valid, index, block))]
-            valid, index, block = delayed
-        (y, lane), token_bits = lanes[0], 16 + self.levels
+        (y, lane), token_bits, stages = lanes[0], 16 + self.levels, self.levels + 2
+        valid = delay(m, self.valid, stages, "valid", reset_less=False)
+        index, block = (
+            delay(m, getattr(self.result, name), stages, name) for name in ("index", "block")
+        )
         entry = data.StructLayout({"y": signed(RES_BITS), "token": unsigned(token_bits)})
         m.submodules.best = best = Ram(self.cfg.max_rows, entry.size, comb=True)
         m.submodules.tokens = tokens = Ram(self.cfg.max_rows, token_bits, comb=True)
@@ -114,7 +117,7 @@ class LogitsWriter(wiring.Component):
 
     def __init__(self, cfg: FabricConfig):
         self.cfg = cfg
-        self.depth = 1 << (2 * (cfg.max_rows + in_flight(cfg)) - 1).bit_length()
+        self.depth = 1 << (cfg.max_rows + in_flight(cfg)).bit_length()
         super().__init__(
             {
                 "valid": In(1),
@@ -278,42 +281,36 @@ class Writeback(wiring.Component):
         return m
 
     def _residual(self, m):
-        """Read in stage 0, add in stage 1, saturate and write in stage 2."""
+        """Read in stage 0, hold in stage 1, add in stage 2, saturate and write in stage 3."""
         cols, dest = self.cfg.cols, self.result.dest
-        s1_valid, s2_valid, s1_keep = Signal(), Signal(), Signal()
-        s1_dst, s2_dst = Signal(CHUNK_BITS), Signal(CHUNK_BITS)
-        s1_y = Signal(cols * RES_BITS)
-        s2_sum = Signal(data.ArrayLayout(signed(RES_BITS + 1), cols))
         m.d.comb += [
             self.res_r.en.eq(self.valid & (dest == MatmulDest.RES)),
             self.res_r.addr.eq(self.result.dst),
         ]
         is_res = (dest == MatmulDest.RES) | (dest == MatmulDest.EMBED)
-        m.d.sync += [
-            s1_valid.eq(self.valid & is_res),
-            s1_keep.eq(dest == MatmulDest.RES),
-            s1_dst.eq(self.result.dst),
-            s1_y.eq(self.result.y.as_value()),
-            s2_valid.eq(s1_valid),
-            s2_dst.eq(s1_dst),
-        ]
+        valid = delays(m, self.valid & is_res, 3, name="res_valid", reset_less=False)
+        keep = delays(m, dest == MatmulDest.RES, 2, name="res_keep")
+        dst = delays(m, self.result.dst, 3, name="res_dst")
+        y = delays(m, self.result.y.as_value(), 2, name="res_y")
+        s2_old = Signal(cols * RES_BITS)
+        s3_sum = Signal(data.ArrayLayout(signed(RES_BITS + 1), cols))
+        m.d.sync += s2_old.eq(self.res_r.data)
         over, lanes = [], []
         for i in range(cols):
-            old = self.res_r.data.word_select(i, RES_BITS)
-            old = Mux(s1_keep, old, 0).as_signed()
-            with m.If(s1_valid):
-                m.d.sync += s2_sum[i].eq(old + s1_y.word_select(i, RES_BITS).as_signed())
-            sum_ = s2_sum[i]
+            old = Mux(keep[2], s2_old.word_select(i, RES_BITS), 0).as_signed()
+            with m.If(valid[2]):
+                m.d.sync += s3_sum[i].eq(old + y[2].word_select(i, RES_BITS).as_signed())
+            sum_ = s3_sum[i]
             wrapped = sum_[RES_BITS] ^ sum_[RES_BITS - 1]
             limit = Cat((~sum_[RES_BITS]).replicate(RES_BITS - 1), sum_[RES_BITS])
             lanes.append(Mux(wrapped, limit, sum_[:RES_BITS]))
             over.append(wrapped)
         m.d.comb += [
-            self.res_w.en.eq(s2_valid),
-            self.res_w.addr.eq(s2_dst),
+            self.res_w.en.eq(valid[3]),
+            self.res_w.addr.eq(dst[3]),
             self.res_w.data.eq(Cat(lanes)),
         ]
-        m.d.sync += [self.add_valid.eq(s2_valid), self.add_count.eq(popcount(Cat(over)))]
+        m.d.sync += [self.add_valid.eq(valid[3]), self.add_count.eq(popcount(Cat(over)))]
 
     def _saturations(self, m):
         """Scores count only where the causal mask lets them take part."""
@@ -321,18 +318,19 @@ class Writeback(wiring.Component):
         low = (cols - 1).bit_length()
         first = Cat(Signal(low), result.block)
         free = Signal(signed(18))  # positions from the first lane to the limit
-        m.d.comb += free.eq(result.limit - first)
-        flags = Cat(
-            result.saturated[i] & ((result.dest != MatmulDest.SCORES) | (free >= i))
-            for i in range(cols)
-        )
-        s1_flags = Signal(cols)
+        s1_saturated, s1_masked = Signal(cols), Signal()
         s1_valid, s1_class = Signal(), Signal(4)
+        s2_flags, s2_valid, s2_class = Signal(cols), Signal(), Signal(4)
         m.d.sync += [
-            s1_flags.eq(flags),
+            free.eq(result.limit - first),
+            s1_saturated.eq(result.saturated),
+            s1_masked.eq(result.dest == MatmulDest.SCORES),
             s1_valid.eq(self.valid),
             s1_class.eq(result.sat),
-            self.sat_valid.eq(s1_valid & s1_flags.any()),
-            self.sat_class.eq(s1_class),
-            self.sat_count.eq(popcount(s1_flags)),
+            s2_flags.eq(Cat(s1_saturated[i] & (~s1_masked | (free >= i)) for i in range(cols))),
+            s2_valid.eq(s1_valid),
+            s2_class.eq(s1_class),
+            self.sat_valid.eq(s2_valid & s2_flags.any()),
+            self.sat_class.eq(s2_class),
+            self.sat_count.eq(popcount(s2_flags)),
         ]
