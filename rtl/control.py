@@ -17,7 +17,7 @@ __all__ = ["Counters", "RegisterPort", "Supervisor"]
 class RegisterPort(wiring.Component):
     """AXI4-Lite slave for ``registers.REGISTERS``: one access at a time, never an error response.
 
-    Members: ``bus`` (In); ``read_addr`` (Out: byte offset), ``read_data`` (In: one cycle later);
+    Members: ``bus`` (In); ``read_addr`` (Out: byte offset), ``read_data`` (In: two cycles later);
     ``write_en``, ``write_addr``, ``write_data`` (Out; only whole words).
     """
 
@@ -60,6 +60,8 @@ class RegisterPort(wiring.Component):
                 with m.If(bus.arvalid):
                     m.next = "LOOK-UP"
             with m.State("LOOK-UP"):
+                m.next = "CHOOSE"
+            with m.State("CHOOSE"):
                 m.next = "TAKE"
             with m.State("TAKE"):
                 m.d.sync += bus.rdata.eq(self.read_data)

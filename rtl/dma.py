@@ -321,7 +321,10 @@ class Fetch(wiring.Component):
         m.submodules.splitter = splitter = Splitter(self.cfg)
         m.submodules.order = queue = Fifo(order, FETCH_BURSTS, block=False)
         m.submodules.turns = turns = Fifo(turn.shape(), FETCH_BURSTS, block=False)
-        connect(m, splitter.i, flipped(self.cmd))
+        # No path leads from who asks to the splitter's arithmetic, nor back.
+        m.submodules.commands = commands = Fifo(fetch_command(self.cfg), 2, block=False)
+        connect(m, commands.i, flipped(self.cmd))
+        connect(m, splitter.i, commands.o)
         connect(m, turns.o, flipped(self.kv_turns))
         bursts = splitter.o
         is_kv = bursts.payload.tag == BeatTag.KV
@@ -387,7 +390,10 @@ class Fetch(wiring.Component):
 
     def gather(self, m, head, lanes):
         """The beats of the oldest burst that is not K or V, then of the next."""
-        out = self.out
+        # No path leads from who takes a beat, which its tag decides, back to the ports' FIFOs.
+        m.submodules.gathered = gathered = Fifo(fetch_beat(self.cfg), 2, block=False)
+        connect(m, gathered.o, flipped(self.out))
+        out = gathered.i
         valid, beat, end, take = zip(*lanes)
         port, go = head.payload.port, Signal()
         m.d.comb += [

@@ -368,6 +368,20 @@ class Steps(wiring.Component):
         ]
         with m.If(self.writer_idle):
             m.d.sync += self.ring_head.eq(step)
+        wrong = Signal(9)  # with the descriptor, in the cycle after it has come
+        m.d.sync += wrong.eq(
+            Cat(
+                job.magic != isa.DESCRIPTOR_MAGIC,
+                job.rows == 0,
+                job.rows > cfg.max_rows,
+                job.steps == 0,
+                job.program_words == 0,
+                job.program_words > cfg.program_words,
+                job.head_bytes[: (cfg.cols - 1).bit_length()] != 0,
+                job.head_bytes > cfg.max_head_dim,
+                job.context > cfg.max_context,
+            )
+        )
         fetch = self.fetch.payload
         with m.FSM():
             with m.State("IDLE"):
@@ -385,20 +399,12 @@ class Steps(wiring.Component):
                     m.next = "DESCRIBED"
             with m.State("DESCRIBED"):
                 with m.If(self.described):
-                    m.next = "PROGRAM"
-                    with m.If(
-                        (job.magic != isa.DESCRIPTOR_MAGIC)
-                        | (job.rows == 0)
-                        | (job.rows > cfg.max_rows)
-                        | (job.steps == 0)
-                        | (job.program_words == 0)
-                        | (job.program_words > cfg.program_words)
-                        | (job.head_bytes[: (cfg.cols - 1).bit_length()] != 0)
-                        | (job.head_bytes > cfg.max_head_dim)
-                        | (job.context > cfg.max_context)
-                    ):
-                        m.d.comb += self.error.eq(Error.DESCRIPTOR.value)
-                        m.next = "STUCK"
+                    m.next = "CHECKED"
+            with m.State("CHECKED"):
+                m.next = "PROGRAM"
+                with m.If(wrong.any()):
+                    m.d.comb += self.error.eq(Error.DESCRIPTOR.value)
+                    m.next = "STUCK"
             with m.State("PROGRAM"):
                 m.d.comb += [
                     self.fetch.valid.eq(1),

@@ -11,7 +11,7 @@ from tokenfabric.rtl.control import Counters, RegisterPort, Supervisor, register
 from tokenfabric.rtl.dma import Fetch, ReadPort, WeightStream
 from tokenfabric.rtl.embed import Embed
 from tokenfabric.rtl.kvbuffer import KvBuffer
-from tokenfabric.rtl.layouts import BeatTag, MatmulDest, windows
+from tokenfabric.rtl.layouts import BeatTag, MatmulDest, fetch_command, windows
 from tokenfabric.rtl.matmul import MatmulEngine
 from tokenfabric.rtl.memory import Fifo, Ram
 from tokenfabric.rtl.rows import RowTable, WantTable
@@ -29,6 +29,7 @@ from tokenfabric.registers import Error
 
 __all__ = ["Datapath", "Top"]
 
+GROUP = 64  # bytes of registers that are read by one multiplexer
 ROW_READERS = ("steps", "vector", "attention", "plan", "embed")
 
 
@@ -135,7 +136,10 @@ class Datapath(wiring.Component):
                 port.windows.eq(self.windows),
                 port.halt.eq(self.halt),
             ]
-        commands = [u.fetch for u in (self.steps, self.embed, self.attention)]
+        # What the sequencer asks for depends on much: it waits a little for its turn.
+        m.submodules.requests = requests = Fifo(fetch_command(cfg), 2, block=False)
+        wiring.connect(m, self.steps.fetch, requests.i)
+        commands = [requests.o, self.embed.fetch, self.attention.fetch]
         arbitrate(m, "fetch", commands, self.fetch.cmd, None)
         wiring.connect(m, self.steps.stream, self.weights.start)
 
@@ -504,21 +508,30 @@ class Top(wiring.Component):
         }
         first_sat = registers.offset("SATURATED_0")
         m.d.comb += datapath.sat_class.eq((bus.read_addr - first_sat) >> 2)
-        with m.Switch(bus.read_addr):
-            for offset, value in register_values(fixed, live):
-                with m.Case(offset):
-                    m.d.sync += bus.read_data.eq(value)
-            with m.Default():
-                in_sats = bus.read_addr >= first_sat
-                m.d.sync += bus.read_data.eq(Mux(in_sats, datapath.sat_count, 0))
+        # The register within each group of GROUP bytes, then the group.
+        groups: dict[int, list] = {}
+        for offset, value in register_values(fixed, live):
+            groups.setdefault(offset // GROUP, []).append((offset % GROUP, value))
+        m.d.sync += bus.read_data.eq(0)
+        for number, values in groups.items():
+            chosen = Signal(32, name=f"group_{number}")
+            m.d.sync += chosen.eq(0)
+            with m.Switch(bus.read_addr[: (GROUP - 1).bit_length()]):
+                for within, value in values:
+                    with m.Case(within):
+                        m.d.sync += chosen.eq(value)
+            with m.If(bus.read_addr[(GROUP - 1).bit_length() :] == number):
+                m.d.sync += bus.read_data.eq(chosen)
+        saturated = Signal(32)
+        m.d.sync += saturated.eq(datapath.sat_count)
+        with m.If(bus.read_addr >= first_sat):
+            m.d.sync += bus.read_data.eq(saturated)
+        commands = supervisor.start, supervisor.stop, supervisor.reset
+        m.d.sync += [command.eq(0) for command in commands]
         with m.If(bus.write_en):
             with m.Switch(bus.write_addr):
                 with m.Case(registers.offset("CONTROL")):
-                    m.d.comb += [
-                        supervisor.start.eq(bus.write_data[0]),
-                        supervisor.stop.eq(bus.write_data[1]),
-                        supervisor.reset.eq(bus.write_data[2]),
-                    ]
+                    m.d.sync += [command.eq(bit) for command, bit in zip(commands, bus.write_data)]
                 for name, signal in written.items():
                     with m.Case(registers.offset(name)):
                         m.d.sync += signal.eq(bus.write_data)

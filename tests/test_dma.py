@@ -309,7 +309,7 @@ def test_throughput_of_an_ideal_memory():
     command = {"offset": 0, "beats": 256, "tag": BeatTag.SCALE}
     simulate(dut, [sender(dut.cmd, [command]), receiver(dut.out, 256, got, rng, 0, times)], slaves)
     assert times[-1] - times[0] == 255
-    assert times[0] <= 40 + 12
+    assert times[0] <= 40 + 13
 
     dut, memory, slaves, rng = read_system(cfg, "none", 5, latencies=[(40, 41)] * 4)
     command = {"offset": 0, "beats": 1024, "tag": BeatTag.KV}
