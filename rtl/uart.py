@@ -7,7 +7,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.rtl.axi import lite
 from tokenfabric.rtl.control import RegisterPort
-from tokenfabric.rtl.onchip import HOST_LATENCY, host_port
+from tokenfabric.rtl.onchip import host_port
 
 from tokenfabric.link import BAD, OK, SILENCE, UNIT
 
@@ -85,16 +85,18 @@ def crc16(crc, byte):
 
 
 class Link(wiring.Component):
-    """Answers requests, one at a time.
+    """Answers requests, one at a time. ``latency`` is the memory's.
 
     Members: ``rx``, ``tx`` (the line); ``control`` (Out: AXI4-Lite), ``memory`` (Out: host_port);
     ``active`` (Out: a request is under way).
     """
 
-    def __init__(self, clock_hz: float, baud: float, addr_bits: int, silence: float = SILENCE):
+    def __init__(
+        self, clock_hz: float, baud: float, addr_bits: int, latency: int, silence: float = SILENCE
+    ):
         self.divisor = divisor(clock_hz, baud)
         self.silence = int(clock_hz * silence)
-        self.addr_bits = addr_bits
+        self.addr_bits, self.latency = addr_bits, latency
         super().__init__(
             {
                 "rx": In(1, init=1),
@@ -131,7 +133,7 @@ class Link(wiring.Component):
         m.d.sync += silence.eq(Mux(self.got, 0, silence + ~quiet))
         self._wires(m)
         with m.FSM() as fsm:
-            self._receive(m, crc, quiet)
+            self._receive(m, quiet)
             self._answer(m)
             m.d.comb += self.active.eq(~fsm.ongoing("HEAD"))
         return m
@@ -150,7 +152,7 @@ class Link(wiring.Component):
             memory.write.eq(self.write),
         ]
 
-    def _receive(self, m, crc, quiet):
+    def _receive(self, m, quiet):
         shifted = Cat(self.unit[8:], self.byte)
         whole = Signal()
         m.d.comb += whole.eq(self.got & (self.count == UNIT - 1))
@@ -158,22 +160,24 @@ class Link(wiring.Component):
             with m.If(self.got):
                 m.d.sync += [self.unit.eq(shifted), self.count.eq(self.count + 1)]
                 with m.If(whole):
-                    m.d.sync += [
-                        Cat(self.write, self.register).eq(shifted[:2]),
-                        self.left.eq(shifted[8:16]),
-                        self.address.eq(shifted[16:48]),
-                        self.crc.eq(0xFFFF),
-                    ]
-                    # One register at a time: it is written when the checksum has been seen.
-                    known = (shifted[2:8] == 0) & (~shifted[1] | (shifted[8:16] == 0))
-                    with m.If((crc != 0) | ~known):
-                        m.next = "BROKEN"
-                    with m.Elif(shifted[0]):
-                        m.next = "DATA"
-                    with m.Else():
-                        m.next = "STATUS"
+                    m.next = "COMMAND"
             with m.Elif(quiet & (self.count != 0)):
                 m.next = "BROKEN"
+        with m.State("COMMAND"):
+            m.d.sync += [
+                Cat(self.write, self.register).eq(self.unit[:2]),
+                self.left.eq(self.unit[8:16]),
+                self.address.eq(self.unit[16:48]),
+                self.crc.eq(0xFFFF),
+            ]
+            # One register at a time: it is written when the checksum has been seen.
+            known = (self.unit[2:8] == 0) & (~self.unit[1] | (self.unit[8:16] == 0))
+            with m.If((self.crc != 0) | ~known):
+                m.next = "BROKEN"
+            with m.Elif(self.unit[0]):
+                m.next = "DATA"
+            with m.Else():
+                m.next = "STATUS"
         with m.State("DATA"):
             with m.If(self.got):
                 m.d.sync += [self.unit.eq(shifted), self.count.eq(self.count + 1)]
@@ -193,15 +197,17 @@ class Link(wiring.Component):
             with m.If(self.got):
                 m.d.sync += self.count.eq(self.count + 1)
                 with m.If(self.count == 1):
-                    m.d.sync += [self.count.eq(0), self.crc.eq(0xFFFF)]
-                    with m.If(crc != 0):
-                        m.next = "BROKEN"
-                    with m.Elif(self.register):
-                        m.next = "SET"
-                    with m.Else():
-                        m.next = "STATUS"
+                    m.next = "CHECKED"
             with m.Elif(quiet):
                 m.next = "BROKEN"
+        with m.State("CHECKED"):
+            m.d.sync += [self.count.eq(0), self.crc.eq(0xFFFF)]
+            with m.If(self.crc != 0):
+                m.next = "BROKEN"
+            with m.Elif(self.register):
+                m.next = "SET"
+            with m.Else():
+                m.next = "STATUS"
         with m.State("SET"):
             m.d.comb += [self.control.awvalid.eq(1), self.control.wvalid.eq(1)]
             with m.If(self.control.awready & self.control.wready):
@@ -221,7 +227,7 @@ class Link(wiring.Component):
                         m.next = "CRC"
                     with m.Else():
                         m.next = "LOAD"
-        wait = Signal(range(HOST_LATENCY + 1))
+        wait = Signal(range(self.latency + 1))
         with m.State("LOAD"):
             m.d.comb += [
                 self.memory.en.eq(~self.register & (wait == 0)),
@@ -232,7 +238,7 @@ class Link(wiring.Component):
                 m.d.sync += wait.eq(0)
                 with m.If(self.control.arready):
                     m.next = "REGISTER"
-            with m.Elif(wait == HOST_LATENCY):
+            with m.Elif(wait == self.latency):
                 m.d.sync += [self.unit.eq(self.memory.r_data), wait.eq(0)]
                 m.next = "SEND"
         with m.State("REGISTER"):

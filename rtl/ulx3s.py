@@ -70,7 +70,9 @@ class Board(wiring.Component):
         hz = self.cfg.clock_mhz * 1e6
         m.submodules.top = top = Top(self.cfg)
         m.submodules.memory = memory = OnchipMemory(self.size)
-        m.submodules.link = link = Link(hz, self.baud, memory.addr_bits, self.silence)
+        m.submodules.link = link = Link(
+            hz, self.baud, memory.addr_bits, memory.latency, self.silence
+        )
         wiring.connect(m, top.m_axi_hp0, memory.axi_0)
         wiring.connect(m, top.m_axi_hp1, memory.axi_1)
         wiring.connect(m, link.control, top.s_axi_ctrl)
