@@ -2,6 +2,7 @@
 # make demo-board  the same through PYNQ and a virtual board
 # make test        all tests        make lint    style and types
 # make test-board  the tests with PYNQ, 3.1 and 4.0, against virtual boards
+# make test-gates  the ULX3S's netlist, gate by gate, against the golden device (an hour, 8 GB)
 # make bench       cycles against their baselines, and how fast the simulation is
 # make bench-update   the same written as the new baselines, after a change that was meant
 # make transcripts   the recorded runs that the tests replay, again
@@ -23,7 +24,7 @@ TYPES := build/types/tokenfabric
 
 export PROMPT
 
-.PHONY: demo demo-board test test-board lint bench bench-update transcripts model clean distclean
+.PHONY: demo demo-board test test-board test-gates lint bench bench-update transcripts model clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -39,6 +40,9 @@ test: $(VENV)/.dev
 test-board: .venv-pynq4/.done .venv-pynq3/.done
 	.venv-pynq4/bin/python -m pytest -q tests/board $(ARGS)
 	.venv-pynq3/bin/python -m pytest -q tests/board $(ARGS)
+
+test-gates: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -s tests/gates $(ARGS)
 
 # mypy does not follow the package-dir mapping of an editable install: it gets a tree of links.
 lint: $(VENV)/.dev

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,10 @@ MAX_SHARE, MAX_LEVELS, CELLS_OF_PERIOD = 0.8, 8, 0.5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_preset(parser)
     parser.add_argument(
-        "--target", default="xc7", metavar="T", help="xc7 (default), ecp5, xcup or generic"
+        "--target",
+        default="xc7",
+        metavar="T",
+        help="xc7 (default), xcup, generic, or ecp5: of preset ulx3s the whole board",
     )
     parser.add_argument(
         "--route",
@@ -52,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     from tokenfabric.config import preset
     from tokenfabric.rtl.gates import gate_equivalents
+    from tokenfabric.rtl.nextpnr import PARTS
     from tokenfabric.rtl.synth import TARGETS, synthesize
     from tokenfabric.rtl.top import Top
     from tokenfabric.sim.devices import cached_verilog
@@ -67,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         if args.route:
             args.target = "ecp5"
             text, report, bitstream = _route(cfg, args.route, progress)
+        elif args.target == "ecp5" and cfg.part in PARTS:
+            text, report = _board(cfg, progress)
         else:
             text = cached_verilog(cfg, progress)
             report = synthesize(text, args.target, progress)
@@ -92,6 +99,15 @@ def run(args: argparse.Namespace) -> int:
         write_json(str(folder / "synth.json"), result)
         write_file(folder / f"{cfg.name}.bit", [bitstream])
     return 0
+
+
+def _board(cfg: FabricConfig, progress: Progress) -> tuple[str, Any]:
+    """The Verilog of the board and the report on it, as place and route would have it."""
+    from tokenfabric.rtl.nextpnr import routable
+    from tokenfabric.sim.devices import cached_verilog
+
+    text = cached_verilog(cfg, progress, board=True)
+    return text, json.loads((routable(text, progress) / "report.json").read_text())
 
 
 def _route(cfg: FabricConfig, count: int, progress: Progress) -> tuple[str, Any, bytes]:
