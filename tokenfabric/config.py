@@ -22,6 +22,7 @@ VERSION_KEY = "tokenfabric_preset"
 
 BURST_BEATS = 16  # Zynq-7000's HP ports are AXI3: no longer bursts
 ACC_BITS = 36
+LUT_RAM_WORDS = 32  # a memory of so few takes no block RAM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +248,7 @@ class FabricConfig:
         return {
             name: count * _block_rams(width, depth)
             for name, (count, width, depth) in self.memories().items()
-            if name not in self.ultra
+            if name not in self.ultra and depth > LUT_RAM_WORDS
         }
 
     def ultra_rams(self) -> dict[str, int]:
