@@ -29,8 +29,9 @@ ARRAY = 24  # loader, accumulators, requantize, writeback: what does not depend 
 VECTOR = 30  # the vector unit's pipeline
 NORM = 20  # mean square and root of a row, while there is no other row to go on with
 SOFTMAX = 33
+BLOCK = 2.5  # of a block of K or V, besides its beats
 BURST_WRITE = 5  # of a burst, besides its beats
-MEMORY = 40  # from a request to its first beat
+MEMORY = 48  # from a request to its first beat
 EMBED = 80  # the address of a token's row, the way of its values through Requantize
 EMBED_CHUNK = 2.5
 START = 190  # descriptor, reset
@@ -188,7 +189,7 @@ def _attention(
         for product, after in phases:
             for first in range(0, positions, block):
                 left = min(block, positions - first)
-                came = max(came, read[number % room]) + left * head_chunks / beats
+                came = max(came, read[number % room]) + BLOCK + left * head_chunks / beats
                 done = max(done, came) + product * ceil_div(left, cfg.rows)
                 read[number % room] = done
                 number += 1

@@ -19,22 +19,22 @@ from tokenfabric.shape import shape_from
 
 # tokenfabric perf --preset P --shape S --context T
 DECODE = [
-    ("tiny", "stories260k", 8, 21_825),
-    ("tiny", "stories260k", 64, 23_312),
-    ("tiny", "stories260k", 500, 34_758),
-    ("pynq-z2", "stories260k", 8, 14_307),
-    ("pynq-z2", "stories260k", 64, 15_863),
-    ("pynq-z2", "stories260k", 500, 26_379),
-    ("pynq-z2", "stories15m", 64, 769_366),
-    ("pynq-z2", "stories15m", 254, 802_303),
-    ("kv260", "smollm2-135m", 64, 2_285_361),
+    ("tiny", "stories260k", 8, 21_954),
+    ("tiny", "stories260k", 64, 23_441),
+    ("tiny", "stories260k", 500, 34_872),
+    ("pynq-z2", "stories260k", 8, 15_228),
+    ("pynq-z2", "stories260k", 64, 16_439),
+    ("pynq-z2", "stories260k", 500, 27_519),
+    ("pynq-z2", "stories15m", 64, 845_993),
+    ("pynq-z2", "stories15m", 254, 882_418),
+    ("kv260", "smollm2-135m", 64, 2_285_321),
 ]
 # tokenfabric perf --preset P --shape S --rows M: cycles per step, of the classifier
 PREFILL = [
-    ("tiny", "stories260k", 10, 22_670, 2_219),
-    ("tiny", "stories260k", 100, 26_417, 2_225),
-    ("pynq-z2", "stories260k", 10, 34_185, 1_238),
-    ("pynq-z2", "stories260k", 100, 52_974, 1_162),
+    ("tiny", "stories260k", 10, 22_870, 2_220),
+    ("tiny", "stories260k", 100, 26_634, 2_226),
+    ("pynq-z2", "stories260k", 10, 34_557, 1_222),
+    ("pynq-z2", "stories260k", 100, 53_512, 1_165),
 ]
 
 
