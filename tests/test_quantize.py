@@ -151,7 +151,7 @@ def test_one_tensor_of_zeros(name):
 
 
 def test_exploding_checkpoints_are_refused():
-    for factor, value in ((1e20, r"\d\.\d+e\+\d\d"), (3e38, "inf"), (np.nan, "nan")):
+    for factor, value in ((1e20, r"\d\.\d+e\+\d\d"), (3e38, "(inf|nan)"), (np.nan, "nan")):
         checkpoint = random_checkpoint(TINY, seed=9, scale=2)
         with np.errstate(over="ignore"):
             checkpoint.layers[1].w2 *= np.float32(factor)
