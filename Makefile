@@ -2,7 +2,7 @@
 # make demo-board  the same through PYNQ and a virtual board
 # make test        all tests        make lint    style and types
 # make test-board  the tests with PYNQ, 3.1 and 4.0, against virtual boards
-# make test-gates  the ULX3S's netlist, gate by gate, against the golden device (an hour, 8 GB)
+# make test-gates  the ULX3S's netlist, gate by gate, against the golden device (an hour or more)
 # make bench       cycles against their baselines, and how fast the simulation is
 # make bench-update   the same written as the new baselines, after a change that was meant
 # make transcripts   the recorded runs that the tests replay, again
