@@ -150,7 +150,7 @@ class OnchipMemory(wiring.Component):
         return fire, addr
 
     def _banks(self, m, write, word, addresses):
-        """The words at both addresses, ``latency - 1`` cycles later.
+        """The words at both addresses, ``latency - 2`` cycles later.
 
         The banks are all over the chip, so they stand in a row: each hands what it was asked on to
         the next one, and what it was given by the one before unless the word is its own.
