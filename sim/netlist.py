@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CELLS", "board", "netlist_verilog"]
+__all__ = ["board", "netlist_verilog"]
 
 CELLS = Path(__file__).with_name("ecp5_cells.v")
 MODELS = ("common_sim.vh", "ccu2c_sim.vh")  # of yosys
@@ -60,11 +60,8 @@ def _module(module: dict[str, Any], name: str) -> Iterator[str]:
         yield f"  wire n{bit};"
     for port_name, port in module["ports"].items():
         nets = _nets(port["bits"])
-        yield (
-            f"  assign {port_name} = {nets};"
-            if port["direction"] == "output"
-            else (f"  assign {nets} = {port_name};")
-        )
+        ways = (port_name, nets) if port["direction"] == "output" else (nets, port_name)
+        yield "  assign {} = {};".format(*ways)
     for number, cell in enumerate(module["cells"].values()):
         yield _cell(cell, f"c{number}")
     yield "endmodule"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from tokenfabric.rtl.synth import TARGETS
 
 from tokenfabric.area import CAPACITY, ERROR, area, shares
@@ -18,8 +18,7 @@ TINY = {"lut": 27_158, "ff": 23_886, "dsp": 110, "bram36": 24}
 
 def counted_of(name):
     """Of a preset that nothing was fitted to."""
-    path = Path(__file__).parent.parent / "bitstreams" / name / "synth.json"
-    return json.loads(path.read_text())
+    return json.loads((ROOT / "bitstreams" / name / "synth.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from tokenfabric.host.driver import RegisterDevice
 from tokenfabric.host.session import Session
 from tokenfabric.host.uart import SerialBoard, UartBus, open_device
 from tokenfabric.host.verify import replay
+from tokenfabric.rtl import onchip
 from tokenfabric.rtl.onchip import OnchipMemory
 from tokenfabric.rtl.synth import synthesize
 from tokenfabric.rtl.uart import divisor
@@ -43,7 +44,11 @@ LINE = {"baud": HZ / 8, "silence": SILENCE_S}
 
 @pytest.fixture(scope="module")
 def verilog():
-    return to_verilog(Board(CFG, size=sum(SIZES), **LINE))
+    """In 13 banks: a chain as long as that of the board, whose memory is larger."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onchip, "BANK_WORDS", 512)
+        board = Board(CFG, size=sum(SIZES), **LINE)
+        return to_verilog(board)
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from tokenfabric.sim.devices import cached_verilog
 from tokenfabric.sim.netlist import board
 from tokenfabric.sim.serial_line import SimulatedLine
 
-from tokenfabric.config import preset
 from tokenfabric.link import BAUD, SILENCE
 from tokenfabric.shape import ModelShape
 
@@ -33,8 +32,8 @@ def test_the_netlist_generates_the_tokens_of_the_golden_device():
     _, cfg, image, device = golden(SHAPE, "ulx3s", seed=15, context=16)
     expected = list(Session(device, image).generate(prompt(3, SHAPE.vocab), TOKENS))
     assert len(set(expected)) == TOKENS  # no two alike
-    path = routable(cached_verilog(preset("ulx3s"), board=True))
-    module = json.loads((path / "top.json").read_text())["modules"]["top"]
+    _, path = routable(cached_verilog(cfg, board=True))
+    module = json.loads(path.read_text())["modules"]["top"]
     line = SimulatedLine(board(module), hz=cfg.clock_mhz * 1e6, baud=BAUD, silence=SILENCE)
     bus = UartBus(line, image.memory(), pause=line.pause)
     session = Session(RegisterDevice(bus), image)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     from tokenfabric.config import preset
     from tokenfabric.rtl.gates import gate_equivalents
-    from tokenfabric.rtl.nextpnr import PARTS
+    from tokenfabric.rtl.nextpnr import PARTS, routable
     from tokenfabric.rtl.synth import TARGETS, synthesize
     from tokenfabric.rtl.top import Top
     from tokenfabric.sim.devices import cached_verilog
@@ -73,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
             args.target = "ecp5"
             text, report, bitstream = _route(cfg, args.route, progress)
         elif args.target == "ecp5" and cfg.part in PARTS:
-            text, report = _board(cfg, progress)
+            text = cached_verilog(cfg, progress, board=True)
+            report, _ = routable(text, progress)
         else:
             text = cached_verilog(cfg, progress)
             report = synthesize(text, args.target, progress)
@@ -99,15 +99,6 @@ def run(args: argparse.Namespace) -> int:
         write_json(str(folder / "synth.json"), result)
         write_file(folder / f"{cfg.name}.bit", [bitstream])
     return 0
-
-
-def _board(cfg: FabricConfig, progress: Progress) -> tuple[str, Any]:
-    """The Verilog of the board and the report on it, as place and route would have it."""
-    from tokenfabric.rtl.nextpnr import routable
-    from tokenfabric.sim.devices import cached_verilog
-
-    text = cached_verilog(cfg, progress, board=True)
-    return text, json.loads((routable(text, progress) / "report.json").read_text())
 
 
 def _route(cfg: FabricConfig, count: int, progress: Progress) -> tuple[str, Any, bytes]:
