@@ -13,7 +13,7 @@ from tokenfabric.host.device import DeviceLost
 from tokenfabric.host.driver import RegisterDevice
 from tokenfabric.host.image import Image
 
-from tokenfabric.boards import BLOCK_RAM
+from tokenfabric.boards import ULX3S_SDRAM
 from tokenfabric.config import preset
 from tokenfabric.errors import UserError
 from tokenfabric.link import BAD, BAUD, OK, SILENCE, UNIT, Command
@@ -52,7 +52,7 @@ class UartBus:
     def __init__(
         self,
         line: Line,
-        sizes: tuple[int, int] = BLOCK_RAM,
+        sizes: tuple[int, int],
         *,
         pause: Callable[[float], None] = time.sleep,
     ):
@@ -168,13 +168,14 @@ class SerialBoard:
 
 def open_device(line: Line, image: Image, dumped: int = 0) -> RegisterDevice:
     """The accelerator at the other end of ``line``. UserError if the image does not fit on it."""
-    for need, have, what in zip(image.memory(dumped), BLOCK_RAM, ("weights and KV cache", "a job")):
-        if need > have:
-            raise UserError(
-                f"{image.name} needs {need:,} bytes for {what}, the board has {have:,}; choose a "
-                "smaller model or context"
-            )
-    device = RegisterDevice(UartBus(line, BLOCK_RAM))
+    sizes = image.memory(dumped)
+    have = 1 << ULX3S_SDRAM.addr_bits
+    if sum(sizes) > have:
+        raise UserError(
+            f"{image.name} needs {sum(sizes):,} bytes, the board has {have:,}; choose a smaller "
+            "model or context"
+        )
+    device = RegisterDevice(UartBus(line, sizes))
     if device.fingerprint != preset(PRESET).fingerprint:
         raise UserError(
             f"the accelerator has fingerprint {device.fingerprint}, {PRESET} of this version "

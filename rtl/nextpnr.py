@@ -24,11 +24,21 @@ from tokenfabric.rtl.synth import TARGETS, analyze, cache_key, netlist
 from tokenfabric.errors import UserError
 from tokenfabric.toolchain import cached, digest
 
-__all__ = ["PARTS", "absorb_registers", "build", "read_report", "routable"]
+__all__ = [
+    "PARTS",
+    "absorb_registers",
+    "build",
+    "global_controls",
+    "pad_registers",
+    "read_report",
+    "routable",
+]
 
 DEADLINE = 4 * 3600  # seconds
 ENABLES = 4  # clock enables of a block of four multipliers
 PRODUCT_BITS = 36
+GLOBALS = 6  # of the eight global nets that reach more than clocks
+GLOBAL_FLOPS = 2000
 NAMED = 6  # signals of the critical path that are reported
 
 # The options that name a part to nextpnr, and the files it gives: by the part's name.
@@ -85,13 +95,16 @@ def routable(
 ) -> tuple[dict[str, Any], Path]:
     """The report on module ``top``, and its netlist for nextpnr: a file. Cached.
 
-    The report is that of ``synth.analyze``, before registers moved, and registers_in_dsp.
+    The report is that of ``synth.analyze``, before registers moved, and registers_in_dsp,
+    registers_in_pads and global_controls.
     """
 
     def make(directory: Path) -> None:
         found, _ = netlist(verilog, "ecp5", progress)
         report = analyze(found["modules"]["top"], TARGETS["ecp5"])
         report["registers_in_dsp"] = absorb_registers(found["modules"]["top"])
+        report["registers_in_pads"] = pad_registers(found["modules"]["top"])
+        report["global_controls"] = global_controls(found["modules"]["top"])
         (directory / "report.json").write_text(json.dumps(report))
         (directory / "top.json").write_text(json.dumps(found))
 
@@ -107,19 +120,7 @@ def absorb_registers(module: dict[str, Any]) -> int:
     clock and enable and are not reset.
     """
     cells = module["cells"]
-    readers = Counter(
-        bit
-        for cell in cells.values()
-        for pin, bits in cell["connections"].items()
-        if cell["port_directions"][pin] == "input"
-        for bit in bits
-    )
-    readers.update(
-        bit
-        for port in module["ports"].values()
-        if port["direction"] == "output"
-        for bit in port["bits"]
-    )
+    readers = _readers(module)
     register = {
         cell["connections"]["DI"][0]: name
         for name, cell in cells.items()
@@ -155,6 +156,90 @@ def absorb_registers(module: dict[str, Any]) -> int:
         for pin, flop in flops.items():
             cell["connections"][pin] = cells.pop(flop)["connections"]["Q"]
     return moved
+
+
+def pad_registers(module: dict[str, Any]) -> int:
+    """Marks the flip-flops beside pads that nextpnr is to put into them, in place; how many.
+
+    They share the pads' delays then, wherever the rest is placed. One qualifies if nothing else
+    takes what it gives, or what it takes, and if it has no reset and no enable.
+    """
+    readers = _readers(module)
+    ports = module["ports"].values()
+    out = {b for port in ports if port["direction"] == "output" for b in port["bits"]}
+    into = {b for port in ports if port["direction"] == "input" for b in port["bits"]}
+    for cell in module["cells"].values():
+        if cell["type"] == "TRELLIS_IO":
+            out.update(cell["connections"]["I"])
+            into.update(cell["connections"]["O"])
+    moved = 0
+    for cell in module["cells"].values():
+        pins = cell["connections"]
+        if cell["type"] != "TRELLIS_FF" or cell["parameters"].get("CEMUX", "1").strip() != "1":
+            continue
+        if pins.get("LSR", ["0"]) not in (["0"], ["x"]):
+            continue
+        if (pins["Q"][0] in out and readers[pins["Q"][0]] == 1) or (
+            pins["DI"][0] in into and readers[pins["DI"][0]] == 1
+        ):
+            cell["attributes"]["syn_useioff"] = f"{1:032b}"
+            moved += 1
+    return moved
+
+
+def global_controls(module: dict[str, Any]) -> dict[str, int]:
+    """Enables and resets of many flip-flops go over the clock network, in place.
+
+    nextpnr does so for clocks only, and routes these one by one. Returns how many flip-flops each
+    new net has.
+    """
+    counts = Counter(
+        (pin, bits[0])
+        for cell in module["cells"].values()
+        if cell["type"] == "TRELLIS_FF"
+        for pin, bits in cell["connections"].items()
+        if pin in ("CE", "LSR") and isinstance(bits[0], int)
+    )
+    many = [use for use, count in counts.most_common(GLOBALS) if count >= GLOBAL_FLOPS]
+    free = 1 + max(net for net in _readers(module) if isinstance(net, int))
+    moved = {use: free + number for number, use in enumerate(many)}
+    for cell in module["cells"].values():
+        if cell["type"] == "TRELLIS_FF":
+            for pin, bits in cell["connections"].items():
+                bits[0] = moved.get((pin, bits[0]), bits[0])
+    for (pin, source), net in moved.items():
+        module["cells"][f"global_{pin}_{source}"] = {
+            "type": "DCCA",
+            "parameters": {},
+            "attributes": {},
+            "port_directions": {"CLKI": "input", "CLKO": "output"},
+            "connections": {"CLKI": [source], "CLKO": [net]},
+        }
+    return {f"{pin} {_name_of(module, net)}": counts[pin, net] for pin, net in many}
+
+
+def _name_of(module: dict[str, Any], net: int) -> str:
+    """In the source, if it has a name there."""
+    names = [name for name, about in module["netnames"].items() if about["bits"] == [net]]
+    return min(names, key=lambda name: ("$" in name, len(name)), default=str(net))
+
+
+def _readers(module: dict[str, Any]) -> Counter[int | str]:
+    """How many pins, and ports, take each net."""
+    readers = Counter(
+        bit
+        for cell in module["cells"].values()
+        for pin, bits in cell["connections"].items()
+        if cell["port_directions"][pin] == "input"
+        for bit in bits
+    )
+    readers.update(
+        bit
+        for port in module["ports"].values()
+        if port["direction"] == "output"
+        for bit in port["bits"]
+    )
+    return readers
 
 
 def _is_plain(cell: dict[str, Any]) -> bool:

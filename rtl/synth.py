@@ -98,14 +98,10 @@ TARGETS = {
         capacity=CAPACITY["xck26"],
     ),
     "ecp5": Target(
-        # Block RAM is scarce where models live in it: up to 64 words become LUTs, tables too. What
-        # is read while it is written (rtl/onchip.py) does not matter; else yosys takes it twice.
-        # LUTs joined to larger ones are hard to place in a part that is nearly full.
+        # Tables of a few words are smaller as LUTs. LUTs joined to larger ones are hard to place.
         script="synth_ecp5 -nowidelut -top top -run begin:map_ram; "
         "setundef -params -zero t:$mem_v2; "
-        "setparam -set RD_COLLISION_X_MASK 2'b11 t:$mem_v2 c:*memory.bank_* %i; "
-        'setattr -set ram_style "distributed" t:$mem_v2 r:SIZE<=64 %i r:WR_PORTS>=1 %i; '
-        'setattr -set rom_style "logic" t:$mem_v2 r:WR_PORTS=0 %i r:SIZE<=64 %i; '
+        'setattr -set rom_style "logic" t:$mem_v2 r:WR_PORTS=0 %i r:SIZE<=16 %i; '
         "synth_ecp5 -nowidelut -top top -run map_ram:map_luts; "
         f"techmap -map +/lattice/latches_map.v; abc9 -maxlut 4 -W {ECP5_WIRE_PS}; clean; "
         "synth_ecp5 -nowidelut -top top -run map_cells:",

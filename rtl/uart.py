@@ -7,7 +7,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.rtl.axi import lite
 from tokenfabric.rtl.control import RegisterPort
-from tokenfabric.rtl.onchip import host_port
+from tokenfabric.rtl.sdram import host_port
 
 from tokenfabric.link import BAD, OK, SILENCE, UNIT
 
@@ -85,18 +85,16 @@ def crc16(crc, byte):
 
 
 class Link(wiring.Component):
-    """Answers requests, one at a time. ``latency`` is the memory's.
+    """Answers requests, one at a time.
 
     Members: ``rx``, ``tx`` (the line); ``control`` (Out: AXI4-Lite), ``memory`` (Out: host_port);
     ``active`` (Out: a request is under way).
     """
 
-    def __init__(
-        self, clock_hz: float, baud: float, addr_bits: int, latency: int, silence: float = SILENCE
-    ):
+    def __init__(self, clock_hz: float, baud: float, addr_bits: int, silence: float = SILENCE):
         self.divisor = divisor(clock_hz, baud)
         self.silence = int(clock_hz * silence)
-        self.addr_bits, self.latency = addr_bits, latency
+        self.addr_bits = addr_bits
         super().__init__(
             {
                 "rx": In(1, init=1),
@@ -187,12 +185,13 @@ class Link(wiring.Component):
                 m.next = "BROKEN"
         with m.State("STORE"):
             m.d.comb += self.memory.en.eq(~self.register)
-            m.d.sync += self.left.eq(self.left - 1)
-            with m.If(self.left == 0):
-                m.next = "CHECK"
-            with m.Else():
-                m.d.sync += self.address.eq(self.address + UNIT)
-                m.next = "DATA"
+            with m.If(self.register | self.memory.ready):
+                m.d.sync += self.left.eq(self.left - 1)
+                with m.If(self.left == 0):
+                    m.next = "CHECK"
+                with m.Else():
+                    m.d.sync += self.address.eq(self.address + UNIT)
+                    m.next = "DATA"
         with m.State("CHECK"):
             with m.If(self.got):
                 m.d.sync += self.count.eq(self.count + 1)
@@ -227,19 +226,18 @@ class Link(wiring.Component):
                         m.next = "CRC"
                     with m.Else():
                         m.next = "LOAD"
-        wait = Signal(range(self.latency + 1))
         with m.State("LOAD"):
             m.d.comb += [
-                self.memory.en.eq(~self.register & (wait == 0)),
+                self.memory.en.eq(~self.register),
                 self.control.arvalid.eq(self.register),
             ]
-            m.d.sync += wait.eq(wait + 1)
-            with m.If(self.register):
-                m.d.sync += wait.eq(0)
-                with m.If(self.control.arready):
-                    m.next = "REGISTER"
-            with m.Elif(wait == self.latency):
-                m.d.sync += [self.unit.eq(self.memory.r_data), wait.eq(0)]
+            with m.If(self.register & self.control.arready):
+                m.next = "REGISTER"
+            with m.Elif(~self.register & self.memory.ready):
+                m.next = "MEMORY"
+        with m.State("MEMORY"):
+            with m.If(self.memory.r_valid):
+                m.d.sync += self.unit.eq(self.memory.r_data)
                 m.next = "SEND"
         with m.State("REGISTER"):
             with m.If(self.control.rvalid):

@@ -1,25 +1,50 @@
-"""The ULX3S: accelerator, block RAM as its memory, host link over the board's USB serial chip.
+"""The ULX3S: accelerator, the board's SDRAM as its memory, host link over its USB serial chip.
 
 Radiona, "ULX3S manual"; Lattice, "ECP5 and ECP5-5G sysCLOCK PLL/DLL Design and Usage Guide",
-FPGA-TN-02200.
+FPGA-TN-02200, and "ECP5 and ECP5-5G High-Speed I/O Interface", FPGA-TN-02035.
 """
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, ClockDomain, ClockSignal, Const, Instance, Module, ResetSignal, Signal
+from amaranth.hdl import (
+    Cat,
+    ClockDomain,
+    ClockSignal,
+    Const,
+    Instance,
+    IOPort,
+    Module,
+    ResetSignal,
+    Signal,
+)
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from tokenfabric.rtl.onchip import OnchipMemory
+from tokenfabric.rtl.sdram import SdramMemory, pins
 from tokenfabric.rtl.top import Top
 from tokenfabric.rtl.uart import Link
 
-from tokenfabric.boards import BLOCK_RAM
+from tokenfabric.boards import ULX3S_SDRAM
 from tokenfabric.config import FabricConfig
 from tokenfabric.link import BAUD, SILENCE
 
 __all__ = ["PINS", "Board", "Ulx3s", "constraints"]
 
 CRYSTAL_MHZ = 25.0
+
+# The SDRAM's clock comes so much after the fabric's. Commands leave the pads with the fabric's
+# clock and need 1.5 ns before the SDRAM's edge; the first word read is there 6 ns after the second
+# edge from there, and goes into a pad's register with the fabric's clock.
+SDRAM_CLOCK_NS = 2.5
+
+
+def _balls(port: str, balls: str) -> dict[str, tuple[str, str]]:
+    """Of a port of the SDRAM, lowest bit first."""
+    extra = "PULLMODE=NONE DRIVE=4 SLEWRATE=FAST"
+    names = balls.split()
+    return {
+        port if len(names) == 1 else f"{port}[{i}]": (ball, extra) for i, ball in enumerate(names)
+    }
+
 
 # Port bit -> (ball, drive or pull). LVCMOS33 all.
 PINS = {
@@ -32,6 +57,14 @@ PINS = {
         f"led[{i}]": (ball, "PULLMODE=NONE DRIVE=4")
         for i, ball in enumerate(("B2", "C2", "C1", "D2", "D1", "E2", "E1", "H3"))
     },
+    **_balls("sdram_clk", "F19"),
+    **_balls("sdram_cke", "F20"),
+    **_balls("sdram_csn", "P20"),
+    **_balls("sdram_command", "R20 T19 T20"),  # RAS#, CAS#, WE#
+    **_balls("sdram_ba", "P19 N20"),
+    **_balls("sdram_a", "M20 M19 L20 L19 K20 K19 K18 J20 J19 H20 N19 G20 G19"),
+    **_balls("sdram_dqm", "U19 E20"),
+    **_balls("sdram_d", "J16 L18 M18 N18 P18 T18 T17 U20 E19 D20 D19 C20 E18 F18 J18 J17"),
 }
 
 
@@ -47,32 +80,31 @@ def constraints() -> str:
 
 
 class Board(wiring.Component):
-    """All but the clock. ``led``: alive, request, something new, memory read, memory written.
+    """All but clock and pads. ``led``: alive, request, something new, memory read, memory written.
 
-    Bus address 0 is the first byte of the memory.
+    Bus address 0 is the first byte of the SDRAM.
     """
 
-    def __init__(
-        self,
-        cfg: FabricConfig,
-        *,
-        size: int = sum(BLOCK_RAM),
-        baud: float = BAUD,
-        silence: float = SILENCE,
-    ):
+    def __init__(self, cfg: FabricConfig, *, baud: float = BAUD, silence: float = SILENCE):
         if (cfg.ports, cfg.port_bytes) != (2, 8):
             raise ValueError(f"{cfg.name}: the board's memory has two ports of 8 bytes")
-        self.cfg, self.size, self.baud, self.silence = cfg, size, baud, silence
-        super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "led": Out(8)})
+        self.cfg, self.baud, self.silence = cfg, baud, silence
+        super().__init__(
+            {
+                "rx": In(1, init=1),
+                "tx": Out(1, init=1),
+                "led": Out(8),
+                "sdram": Out(pins(ULX3S_SDRAM)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         hz = self.cfg.clock_mhz * 1e6
         m.submodules.top = top = Top(self.cfg)
-        m.submodules.memory = memory = OnchipMemory(self.size)
-        m.submodules.link = link = Link(
-            hz, self.baud, memory.addr_bits, memory.latency, self.silence
-        )
+        m.submodules.memory = memory = SdramMemory(ULX3S_SDRAM, self.cfg.clock_mhz)
+        m.submodules.link = link = Link(hz, self.baud, memory.addr_bits, self.silence)
+        wiring.connect(m, memory.pins, wiring.flipped(self.sdram))
         wiring.connect(m, top.m_axi_hp0, memory.axi_0)
         wiring.connect(m, top.m_axi_hp1, memory.axi_1)
         wiring.connect(m, link.control, top.s_axi_ctrl)
@@ -93,10 +125,11 @@ class Board(wiring.Component):
 
 
 class Ulx3s(wiring.Component):
-    """What goes into the FPGA: the ports are those of PINS."""
+    """What goes into the FPGA: the ports are those of PINS. ``pads``: those that go both ways."""
 
     def __init__(self, cfg: FabricConfig):
         self.cfg = cfg
+        self.pads = {"sdram_d": IOPort(16, name="sdram_d")}
         super().__init__(
             {
                 "clk_25mhz": In(1),
@@ -105,31 +138,21 @@ class Ulx3s(wiring.Component):
                 "button": In(1),
                 "wifi_gpio0": Out(1),
                 "led": Out(8),
+                "sdram_clk": Out(1),
+                "sdram_cke": Out(1),
+                "sdram_csn": Out(1),
+                "sdram_command": Out(3),
+                "sdram_ba": Out(ULX3S_SDRAM.bank_bits),
+                "sdram_a": Out(13),
+                "sdram_dqm": Out(2),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        m.domains.sync = ClockDomain()
-        locked = Signal()
-        m.submodules.pll = Instance(
-            "EHXPLLL",
-            **pll(self.cfg.clock_mhz),
-            i_CLKI=self.clk_25mhz,
-            i_CLKFB=ClockSignal(),
-            i_RST=Const(0, 1),
-            i_STDBY=Const(0, 1),
-            i_PHASESEL0=Const(0, 1),
-            i_PHASESEL1=Const(0, 1),
-            i_PHASEDIR=Const(0, 1),
-            i_PHASESTEP=Const(0, 1),
-            i_PHASELOADREG=Const(0, 1),
-            i_PLLWAKESYNC=Const(0, 1),
-            i_ENCLKOP=Const(0, 1),
-            o_CLKOP=ClockSignal(),
-            o_LOCK=locked,
-        )
         m.submodules.board = board = Board(self.cfg)
+        locked = self._clocks(m)
+        self._sdram(m, board.sdram)
         # Through three registers: two for stability, one for the fan-out. High after power-up.
         reset = Signal(3, init=0b111, reset_less=True)
         m.d.sync += reset.eq(Cat(~locked | self.button, reset))
@@ -142,20 +165,81 @@ class Ulx3s(wiring.Component):
         ]
         return m
 
+    def _clocks(self, m):
+        """Returns whether they are there."""
+        m.domains.sync = ClockDomain()
+        m.domains.sdram = ClockDomain(reset_less=True)
+        locked = Signal()
+        m.submodules.pll = Instance(
+            "EHXPLLL",
+            **pll(self.cfg.clock_mhz, SDRAM_CLOCK_NS),
+            i_CLKI=self.clk_25mhz,
+            i_CLKFB=ClockSignal(),
+            i_RST=Const(0, 1),
+            i_STDBY=Const(0, 1),
+            i_PHASESEL0=Const(0, 1),
+            i_PHASESEL1=Const(0, 1),
+            i_PHASEDIR=Const(0, 1),
+            i_PHASESTEP=Const(0, 1),
+            i_PHASELOADREG=Const(0, 1),
+            i_PLLWAKESYNC=Const(0, 1),
+            i_ENCLKOP=Const(0, 1),
+            i_ENCLKOS=Const(0, 1),
+            o_CLKOP=ClockSignal(),
+            o_CLKOS=ClockSignal("sdram"),
+            o_LOCK=locked,
+        )
+        return locked
 
-def pll(mhz: float) -> dict[str, object]:
-    """Parameters of an EHXPLLL that makes ``mhz``: its VCO runs at 400 to 800 MHz."""
+    def _sdram(self, m, chip):
+        """The pads. The clock leaves through a register's path like the rest."""
+        m.submodules.sdram_clk = Instance(
+            "ODDRX1F",
+            i_SCLK=ClockSignal("sdram"),
+            i_RST=Const(0, 1),
+            i_D0=Const(1, 1),
+            i_D1=Const(0, 1),
+            o_Q=self.sdram_clk,
+        )
+        pad = self.pads["sdram_d"]
+        for bit in range(len(pad)):
+            m.submodules[f"sdram_d_{bit}"] = Instance(
+                "BB",
+                i_I=chip.dq_o[bit],
+                i_T=~chip.dq_oe,
+                o_O=chip.dq_i[bit],
+                io_B=pad[bit],
+            )
+        m.d.comb += [
+            self.sdram_cke.eq(1),
+            self.sdram_csn.eq(0),
+            self.sdram_command.eq(chip.command),
+            self.sdram_ba.eq(chip.bank),
+            self.sdram_a.eq(chip.address),
+            self.sdram_dqm.eq(chip.mask),
+        ]
+
+
+def pll(mhz: float, shift_ns: float) -> dict[str, object]:
+    """Parameters of an EHXPLLL that makes ``mhz``, and again so much later: its VCO runs at 400 to
+    800 MHz, and an eighth of its cycle is the step of the shift.
+    """
     for refclk in range(1, 9):  # at least 3.125 MHz at the phase detector
         feedback = mhz * refclk / CRYSTAL_MHZ
         for divide in range(128, 0, -1):
             if 400 <= mhz * divide <= 800 and feedback == int(feedback) and feedback <= 80:
+                late, eighths = divmod(round(shift_ns * mhz * divide * 8 / 1000), 8)
                 return {
                     "p_CLKI_DIV": refclk,
                     "p_CLKFB_DIV": int(feedback),
+                    "p_FEEDBK_PATH": "CLKOP",
+                    "p_CLKOP_ENABLE": "ENABLED",
                     "p_CLKOP_DIV": divide,
                     "p_CLKOP_CPHASE": divide - 1,
                     "p_CLKOP_FPHASE": 0,
-                    "p_CLKOP_ENABLE": "ENABLED",
-                    "p_FEEDBK_PATH": "CLKOP",
+                    "p_CLKOS_ENABLE": "ENABLED",
+                    "p_CLKOS_DIV": divide,
+                    "p_CLKOS_CPHASE": divide - 1 + late,
+                    "p_CLKOS_FPHASE": eighths,
                 }
     raise ValueError(f"no PLL setting makes {mhz:g} MHz of {CRYSTAL_MHZ:g} MHz")

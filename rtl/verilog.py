@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from amaranth.back import rtlil
-from amaranth.hdl import Value
+from amaranth.hdl import IOPort, Value
 from amaranth.hdl._ir import PortDirection  # no public name in 0.5; the version is pinned
 from amaranth.lib import wiring
 from tokenfabric.rtl.memory import ULTRA
@@ -29,19 +29,14 @@ _ULTRA = re.compile(
     rf"^( *reg .*\.{ULTRA} +\[\d+:0\];\n) *initial begin\n(?: .* = \d+'h0+;\n)+ *end\n",
     re.MULTILINE,
 )
-# The block RAM that is a board's memory: what it holds at first does not matter, and thousands of
-# statements that make it zero take minutes to read.
-_BANKS = re.compile(
-    r"^( *reg .*memory\.bank_\d+ +\[\d+:0\];\n) *initial begin\n(?: .* = \d+'h0+;\n)+ *end\n",
-    re.MULTILINE,
-)
 
 
 def to_verilog(component: wiring.Component, name: str = "top") -> str:
     """Verilog of ``component`` as one flat module ``name``.
 
     Ports are named after the members of its signature, nested ones joined by one underscore
-    (``m_axi_hp0.araddr`` becomes ``m_axi_hp0_araddr``), besides ``clk`` and ``rst``. The text
+    (``m_axi_hp0.araddr`` becomes ``m_axi_hp0_araddr``), besides ``clk`` and ``rst``; those that go
+    both ways are in the component's ``pads``, if it has any. The text
     depends on the design and the versions of Amaranth and yosys only.
     """
     text = rtlil.convert(component, name=name, ports=component_ports(component), emit_src=False)
@@ -49,7 +44,6 @@ def to_verilog(component: wiring.Component, name: str = "top") -> str:
         (Path(directory) / "top.il").write_text(text)
         run_yosys(SCRIPT, Path(directory), DEADLINE)
         verilog = (Path(directory) / "top.v").read_text()
-    verilog = _BANKS.sub(r"\1", verilog)
     # UltraRAM is asked for by an attribute, and takes no initial contents.
     return _ULTRA.sub(r'  (* ram_style = "ultra" *)\n\1', verilog)
 
@@ -66,12 +60,15 @@ def run_yosys(script: str, directory: Path, deadline: float) -> None:
         raise UserError(f"yosys failed (exit code {done.returncode}): {lines[-1][:300]}")
 
 
-def component_ports(component: wiring.Component) -> dict[str, tuple[Value, PortDirection]]:
-    ports: dict[str, tuple[Value, PortDirection]] = {}
+def component_ports(
+    component: wiring.Component,
+) -> dict[str, tuple[Value | IOPort, PortDirection]]:
+    ports: dict[str, tuple[Value | IOPort, PortDirection]] = {}
     for path, member, value in component.signature.flatten(component):
         name = "_".join(map(str, path))
         if name in ports:
             raise ValueError(f"two ports are called {name}")
         direction = PortDirection.Output if member.flow is wiring.Out else PortDirection.Input
         ports[name] = (Value.cast(value), direction)
-    return ports
+    pads = getattr(component, "pads", {})
+    return {**ports, **{name: (pad, PortDirection.Inout) for name, pad in pads.items()}}

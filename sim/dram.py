@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
+from tokenfabric.boards import ULX3S_SDRAM
 from tokenfabric.toolchain import cached, compiler, digest, run_all
 
 FRACTION_BITS = 16
@@ -220,6 +221,37 @@ DDR4_2400_X64 = DramSpec(
 )
 """KV260 and KR260: four x16 chips on a Zynq UltraScale+, 19.2 GB/s."""
 
+SDR_65_X16 = DramSpec(
+    name="sdr-65-x16",
+    bus_bytes=2,
+    transfers_mts=65,
+    burst_length=4,
+    banks=1 << ULX3S_SDRAM.bank_bits,
+    row_bytes=2 << ULX3S_SDRAM.column_bits,
+    activate_ns=ULX3S_SDRAM.activate,
+    precharge_ns=ULX3S_SDRAM.precharge,
+    row_active_ns=ULX3S_SDRAM.row_active,
+    # rtl/sdram.py opens a row when the burst before has been served, not ahead: fitted, as
+    # latency and read_extra_ns are, to its simulation in tests/test_sdram.py.
+    activate_spacing_ns=880,
+    four_activates_ns=4 * 880,
+    read_extra_ns=0.25,
+    # As rtl/sdram.py waits: the same after bursts of both directions, in cycles of 65 MHz.
+    write_recovery_ns=46,
+    write_to_read_ns=46,
+    read_to_write_ns=46,
+    refresh_interval_ns=ULX3S_SDRAM.refresh_interval_ns,
+    refresh_ns=ULX3S_SDRAM.refresh + ULX3S_SDRAM.precharge,
+    latency_cycles=14,
+    read_window=16,
+    write_window=16,
+    turn_bytes=128,
+    max_reads=4,
+    max_writes=1,
+    read_fifo_beats=64,
+)
+"""ULX3S: one chip, at the fabric's clock, behind rtl/sdram.py. 0.13 GB/s."""
+
 IDEAL = DramSpec(
     name="none",
     bus_bytes=2,
@@ -239,7 +271,7 @@ IDEAL = DramSpec(
 )
 """1.6 GB/s with a latency and nothing else, for tests."""
 
-DRAMS = {spec.name: spec for spec in (DDR3_1050_X16, DDR4_2400_X64, IDEAL)}
+DRAMS = {spec.name: spec for spec in (DDR3_1050_X16, DDR4_2400_X64, SDR_65_X16, IDEAL)}
 """By name, which is that of ``FabricConfig.dram``."""
 
 PATTERNS = ("regions", "random", "dealt")

@@ -260,11 +260,23 @@ endmodule
 module EHXPLLL(
   input CLKI, CLKFB, RST, STDBY, PHASESEL1, PHASESEL0, PHASEDIR, PHASESTEP, PHASELOADREG,
   PLLWAKESYNC,
-  input ENCLKOP,
-  output CLKOP, LOCK
+  input ENCLKOP, ENCLKOS,
+  output CLKOP, CLKOS, LOCK
 );
   parameter CLKI_DIV = 1, CLKFB_DIV = 1, CLKOP_DIV = 8, CLKOP_CPHASE = 0, CLKOP_FPHASE = 0;
-  parameter CLKOP_ENABLE = "ENABLED", FEEDBK_PATH = "CLKOP";
+  parameter CLKOS_DIV = 8, CLKOS_CPHASE = 0, CLKOS_FPHASE = 0;
+  parameter CLKOP_ENABLE = "ENABLED", CLKOS_ENABLE = "ENABLED", FEEDBK_PATH = "CLKOP";
   assign CLKOP = CLKI;
+  assign CLKOS = CLKI;
   assign LOCK = 1;
+endmodule
+
+// Two values per cycle. Nothing but the SDRAM's clock goes through it, so its delay is left out.
+module ODDRX1F(input SCLK, RST, D0, D1, output Q);
+  assign Q = SCLK ? D0 : D1;
+endmodule
+
+// Onto the clock network.
+module DCCA(input CLKI, output CLKO);
+  assign CLKO = CLKI;
 endmodule

@@ -1,10 +1,11 @@
-// Runs the Verilated `top` of a board whose only connection is a serial line: rx and tx, 8N1.
+// Runs the Verilated `top` of a board with an SDRAM, connected by a serial line: rx and tx, 8N1.
 // sim/serial_line.py compiles it together with the design.
 
 #include <cstdint>
 #include <deque>
 
 #include "Vtop.h"
+#include "sdram.h"
 #include "verilated.h"
 
 namespace tokenfabric {
@@ -15,7 +16,7 @@ constexpr int kBits = 10;  // start, eight of data, stop
 
 class Line {
  public:
-  explicit Line(uint32_t divisor) : divisor_(divisor) {
+  Line(uint32_t divisor, const SdramParameters& sdram) : divisor_(divisor), sdram_(sdram) {
     top_.rst = 1;
     top_.rx = 1;
     for (int i = 0; i < kResetCycles; ++i) edge();
@@ -56,12 +57,16 @@ class Line {
 
   uint64_t cycles() const { return cycle_; }
 
+  Sdram& sdram() { return sdram_; }
+
  private:
   void edge() {
     top_.clk = 0;
     top_.eval();
     top_.clk = 1;
     top_.eval();
+    top_.sdram_dq_i = sdram_.clock({top_.sdram_command, top_.sdram_bank, top_.sdram_address,
+                                    top_.sdram_mask, top_.sdram_dq_o, top_.sdram_dq_oe});
     ++cycle_;
   }
 
@@ -91,6 +96,7 @@ class Line {
   VerilatedContext context_;
   Vtop top_{&context_};
   const uint32_t divisor_;
+  Sdram sdram_;
   uint64_t cycle_ = 0, quiet_ = 0;
   uint32_t timer_ = 0, bits_ = 0, shift_ = 0;
   std::deque<uint8_t> received_;
@@ -100,10 +106,13 @@ class Line {
 }  // namespace tokenfabric
 
 using tokenfabric::Line;
+using tokenfabric::SdramParameters;
 
 #define TF_API extern "C" __attribute__((visibility("default")))
 
-TF_API void* tf_line_open(uint32_t divisor) { return new Line(divisor); }
+TF_API void* tf_line_open(uint32_t divisor, const SdramParameters* sdram) {
+  return new Line(divisor, *sdram);
+}
 TF_API void tf_line_close(void* line) { delete static_cast<Line*>(line); }
 TF_API void tf_line_write(void* line, const uint8_t* data, uint64_t count) {
   static_cast<Line*>(line)->write(data, count);
@@ -113,3 +122,4 @@ TF_API uint64_t tf_line_read(void* line, uint8_t* data, uint64_t count, uint64_t
 }
 TF_API void tf_line_run(void* line, uint64_t cycles) { static_cast<Line*>(line)->run(cycles); }
 TF_API uint64_t tf_line_cycles(void* line) { return static_cast<Line*>(line)->cycles(); }
+TF_API const char* tf_line_error(void* line) { return static_cast<Line*>(line)->sdram().error(); }

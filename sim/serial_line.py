@@ -1,11 +1,14 @@
-"""A board in Verilator whose host sits at the other end of a serial line."""
+"""A board with an SDRAM in Verilator, whose host sits at the other end of a serial line."""
 
 from __future__ import annotations
 
 import ctypes
 
 from tokenfabric.rtl.uart import divisor
+from tokenfabric.sim.sdram import HEADER, SdramParameters
 from tokenfabric.sim.verilator import build_with
+
+from tokenfabric.boards import ULX3S_SDRAM
 
 __all__ = ["SimulatedLine"]
 
@@ -15,18 +18,21 @@ PATIENCE = 2  # silences of the board after which nothing more is awaited
 class SimulatedLine:
     """The :class:`~tokenfabric.host.uart.Line` of a simulated rtl.ulx3s.Board.
 
-    hz, baud, silence: of the board. read() waits for PATIENCE silences.
+    hz, baud, silence: of the board. read() waits for PATIENCE silences. RuntimeError if the design
+    treats the SDRAM as its data sheet forbids.
     """
 
     def __init__(self, verilog: str, *, hz: float, baud: float, silence: float, progress=None):
         self.hz, self.patience = hz, int(PATIENCE * silence * hz)
-        library = build_with("serial.cpp", verilog, progress)
+        library = build_with("serial.cpp", [HEADER], verilog, progress)
         self._lib = ctypes.CDLL(str(library))
         self._lib.tf_line_open.restype = ctypes.c_void_p
         for name in ("read", "cycles"):
             getattr(self._lib, f"tf_line_{name}").restype = ctypes.c_uint64
+        self._lib.tf_line_error.restype = ctypes.c_char_p
+        sdram = SdramParameters.of(ULX3S_SDRAM, hz / 1e6)
         self._handle: ctypes.c_void_p | None = ctypes.c_void_p(
-            self._lib.tf_line_open(divisor(hz, baud))
+            self._lib.tf_line_open(divisor(hz, baud), ctypes.byref(sdram))
         )
 
     def write(self, data: bytes) -> None:
@@ -38,6 +44,8 @@ class SimulatedLine:
         data = ctypes.create_string_buffer(size)
         limits = ctypes.c_uint64(size), ctypes.c_uint64(self.patience)
         count = self._lib.tf_line_read(self._handle, data, *limits)
+        if error := self._lib.tf_line_error(self._handle).decode():
+            raise RuntimeError(f"SDRAM: {error}")
         return data.raw[:count]
 
     def reset_input_buffer(self) -> None:

@@ -76,10 +76,12 @@ def build(
     return _build(verilog, texts, waves, progress)
 
 
-def build_with(source: str, verilog: str, progress: Progress | None = None) -> Path:
+def build_with(
+    source: str, headers: Sequence[str], verilog: str, progress: Progress | None = None
+) -> Path:
     """The shared library of a design with another harness, a C++ file beside this one."""
-    text = (Path(__file__).parent / source).read_text()
-    return _build(verilog, {source: text, "probes.vlt": "`verilator_config\n"}, False, progress)
+    texts = {name: (Path(__file__).parent / name).read_text() for name in (source, *headers)}
+    return _build(verilog, {**texts, "probes.vlt": "`verilator_config\n"}, False, progress)
 
 
 def _build(verilog: str, texts: dict[str, str], waves: bool, progress: Progress | None) -> Path:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import copy
 
 import pytest
-from tokenfabric.rtl.nextpnr import PARTS, absorb_registers, build, read_report
+from tokenfabric.rtl import nextpnr
+from tokenfabric.rtl.nextpnr import (
+    PARTS,
+    absorb_registers,
+    build,
+    global_controls,
+    pad_registers,
+    read_report,
+)
 
 BITS = 4  # of the product: enough here
 
@@ -109,6 +117,74 @@ def test_no_more_enables_than_a_block_of_multipliers_has():
             lines.setdefault(line, set()).update(cell["connections"][line])
     assert sorted(lines) == ["CE0", "CE1", "CE2", "CE3"]
     assert all(len(nets) == 1 for nets in lines.values()) and lines["CE0"] == {15}
+
+
+def _pads() -> dict:
+    """A pad that goes both ways, 20 out of 10 and into 21, and ports: 30 in, 40 out."""
+    pad = {
+        "type": "TRELLIS_IO",
+        "parameters": {},
+        "port_directions": {"B": "inout", "I": "input", "T": "input", "O": "output"},
+        "connections": {"B": [22], "I": [20], "T": [23], "O": [21]},
+    }
+    cells = {
+        "out": _flop(10, 20),
+        "in": _flop(21, 11),
+        "drive": _flop(12, 23),
+        "port_in": _flop(30, 13),
+        "port_out": _flop(14, 40),
+        "inside": _flop(11, 12),
+    }
+    for cell in cells.values():
+        cell["attributes"] = {}
+    ports = {"d": ("inout", 22), "x": ("input", 30), "y": ("output", 40)}
+    return {
+        "cells": {"pad": pad, **cells},
+        "ports": {name: {"direction": way, "bits": [net]} for name, (way, net) in ports.items()},
+    }
+
+
+def _marked(module) -> set[str]:
+    return {name for name, cell in module["cells"].items() if cell.get("attributes")}
+
+
+def test_registers_at_pads_move_into_them():
+    module = _pads()
+    assert pad_registers(module) == 4
+    assert _marked(module) == {"out", "in", "port_in", "port_out"}
+
+
+def test_not_those_that_others_read_or_with_a_reset_or_an_enable():
+    module = _pads()
+    module["cells"]["inside"]["connections"]["DI"] = [20]  # what goes out is read inside
+    module["cells"]["other"] = {**_flop(30, 15), "attributes": {}}  # two read what comes in
+    module["cells"]["in"]["connections"]["LSR"] = [7]
+    module["cells"]["port_out"] = {**_flop(14, 40, enable=8), "attributes": {}}
+    assert pad_registers(module) == 0 and not _marked(module)
+
+
+def test_what_controls_many_goes_over_the_clock_network(monkeypatch):
+    monkeypatch.setattr(nextpnr, "GLOBAL_FLOPS", 3)
+    cells = {f"e{i}": _flop(100 + i, 200 + i, enable=5) for i in range(3)}
+    cells |= {f"few{i}": _flop(300 + i, 400 + i, enable=6) for i in range(2)}
+    for i in range(4):
+        cells[f"s{i}"] = _flop(500 + i, 600 + i)
+        cells[f"s{i}"]["connections"]["LSR"] = [5]  # the same net, for another purpose
+    cells["logic"] = _flop(5, 7)
+    module = {
+        "cells": cells,
+        "ports": {},
+        "netnames": {"$1": {"bits": [5]}, "go": {"bits": [5]}, "few": {"bits": [6]}},
+    }
+    assert global_controls(module) == {"LSR go": 4, "CE go": 3}
+    buffers = [cell for cell in cells.values() if cell["type"] == "DCCA"]
+    assert len(buffers) == 2 and all(b["connections"]["CLKI"] == [5] for b in buffers)
+    lsr, ce = (buffer["connections"]["CLKO"] for buffer in buffers)
+    assert lsr != ce and not {*lsr, *ce} & {5, 6, 603, 402}
+    assert all(cells[f"e{i}"]["connections"]["CE"] == ce for i in range(3))
+    assert all(cells[f"s{i}"]["connections"]["LSR"] == lsr for i in range(4))
+    assert all(cells[f"few{i}"]["connections"]["CE"] == [6] for i in range(2))
+    assert cells["logic"]["connections"]["DI"] == [5]
 
 
 def test_the_slowest_clock_and_its_path_are_reported_in_names_of_the_source():

@@ -7,24 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from amaranth import Module
-from amaranth.lib import wiring
 from small_models import golden, prompt
 from tokenfabric.host.device import DeviceLost
 from tokenfabric.host.driver import RegisterDevice
 from tokenfabric.host.session import Session
 from tokenfabric.host.uart import SerialBoard, UartBus, open_device
 from tokenfabric.host.verify import replay
-from tokenfabric.rtl import onchip
-from tokenfabric.rtl.onchip import OnchipMemory
-from tokenfabric.rtl.synth import synthesize
 from tokenfabric.rtl.uart import divisor
-from tokenfabric.rtl.ulx3s import PINS, Board, Ulx3s, constraints, pll
+from tokenfabric.rtl.ulx3s import PINS, SDRAM_CLOCK_NS, Board, Ulx3s, constraints, pll
 from tokenfabric.rtl.verilog import to_verilog
 from tokenfabric.sim.golden import GoldenDevice
 
 from tokenfabric import registers
-from tokenfabric.boards import BLOCK_RAM
 from tokenfabric.config import preset
 from tokenfabric.errors import UserError
 from tokenfabric.link import BAD, BAUD, OK, SILENCE, Command
@@ -44,11 +38,7 @@ LINE = {"baud": HZ / 8, "silence": SILENCE_S}
 
 @pytest.fixture(scope="module")
 def verilog():
-    """In 13 banks: a chain as long as that of the board, whose memory is larger."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onchip, "BANK_WORDS", 512)
-        board = Board(CFG, size=sum(SIZES), **LINE)
-        return to_verilog(board)
+    return to_verilog(Board(CFG, **LINE))
 
 
 @pytest.fixture
@@ -213,11 +203,10 @@ def test_another_accelerator_is_refused():
 
 
 def test_a_model_that_does_not_fit_is_refused():
-    _, _, image, _ = golden(
-        replace(SHAPE, dim=128, heads=16, hidden=300, layers=4), "ulx3s", context=64
-    )
-    with pytest.raises(UserError, match=r"needs [\d,]+ bytes for weights and KV cache, the board"):
-        open_device(_Registers(), image)
+    _, _, image, _ = golden(SHAPE, "ulx3s", context=64)
+    large = replace(image.map, end=1 << 25)
+    with pytest.raises(UserError, match=r"needs 33,[\d,]+ bytes, the board has 33,554,432"):
+        open_device(_Registers(), replace(image, map=large))
 
 
 def test_a_port_that_is_not_there():
@@ -239,57 +228,32 @@ def test_the_line_rate_can_be_made_from_the_clock():
 
 
 @pytest.mark.parametrize("mhz", [25, 60, 65, 75, 80, 100])
-def test_the_pll_makes_the_clock(mhz):
-    values = pll(mhz)
+def test_the_pll_makes_the_clocks(mhz):
+    values = pll(mhz, SDRAM_CLOCK_NS)
     phase = 25 / values["p_CLKI_DIV"]
     made = phase * values["p_CLKFB_DIV"]
+    vco = made * values["p_CLKOP_DIV"]
     assert made == mhz and phase >= 3.125
-    assert 400 <= made * values["p_CLKOP_DIV"] <= 800
+    assert 400 <= vco <= 800
+    assert values["p_CLKOS_DIV"] == values["p_CLKOP_DIV"]
+    late = values["p_CLKOS_CPHASE"] - values["p_CLKOP_CPHASE"] + values["p_CLKOS_FPHASE"] / 8
+    assert abs(late * 1000 / vco - SDRAM_CLOCK_NS) <= 1000 / vco / 16
+    assert values["p_CLKOS_CPHASE"] < 128 and values["p_CLKOS_FPHASE"] < 8
 
 
 def test_a_clock_that_the_pll_cannot_make():
     with pytest.raises(ValueError, match="no PLL setting"):
-        pll(66)
+        pll(66, 0)
 
 
 def test_every_pin_is_a_port_and_every_port_a_pin():
-    ports = set()
-    for path, _, value in Ulx3s(CFG).signature.flatten(Ulx3s(CFG)):
-        name = "_".join(map(str, path))
-        ports |= {name} if len(value) == 1 else {f"{name}[{i}]" for i in range(len(value))}
+    design = Ulx3s(CFG)
+    widths = {"_".join(map(str, p)): len(v) for p, _, v in design.signature.flatten(design)}
+    widths.update((name, len(pad)) for name, pad in design.pads.items())
+    ports = {n if w == 1 else f"{n}[{i}]" for n, w in widths.items() for i in range(w)}
     assert ports == set(PINS)
     assert len({ball for ball, _ in PINS.values()}) == len(PINS)
     assert all(f'LOCATE COMP "{pin}" SITE "{PINS[pin][0]}"' in constraints() for pin in PINS)
-
-
-def test_a_model_of_260k_parameters_fits():
-    shape = ModelShape(
-        dim=64, hidden=172, layers=5, heads=8, kv_heads=4, head_dim=8, vocab=512, context=512
-    )
-    _, _, image, _ = golden(shape, "ulx3s", context=128)
-    assert all(need <= have for need, have in zip(image.memory(1), BLOCK_RAM))
-
-
-class _Memory(wiring.Component):
-    """The board's memory alone, called what it is called there."""
-
-    def __init__(self, size):
-        self.memory = OnchipMemory(size)
-        super().__init__(self.memory.signature)
-
-    def elaborate(self, platform):
-        m = Module()
-        m.submodules.memory = self.memory
-        for name in self.signature.members:
-            wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(self.memory, name))
-        return m
-
-
-@pytest.mark.slow
-def test_the_memory_takes_no_more_block_ram_than_it_has_bytes():
-    text = to_verilog(_Memory(2 * 32768))
-    assert text.count("initial begin") and "memory.bank_0 [4095]" not in text
-    assert synthesize(text, "ecp5")["bram36"] == 2 * 32768 / 2048 / 2
 
 
 def test_an_accelerator_with_other_ports_is_refused():

@@ -2,14 +2,66 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from tokenfabric.config import FabricConfig, preset
 from tokenfabric.errors import UserError
 
-__all__ = ["BLOCK_RAM", "BOARDS", "INSTANCE", "VLNV", "BoardSpec", "board"]
+__all__ = ["BOARDS", "INSTANCE", "ULX3S_SDRAM", "VLNV", "BoardSpec", "SdramChip", "board"]
 
-BLOCK_RAM = (335_872, 16_384)  # of the ULX3S, which has no processor: bulk and job window
+
+@dataclass(frozen=True, kw_only=True)
+class SdramChip:
+    """A x16 SDR SDRAM with CAS latency 2. Times in ns, of the slowest chip of its kind."""
+
+    name: str
+    bank_bits: int
+    row_bits: int
+    column_bits: int
+    most_mhz: float  # at this CAS latency
+    activate: float  # tRCD
+    precharge: float  # tRP
+    row_active: float  # tRAS
+    row_cycle: float  # tRC
+    refresh: float  # tRFC
+    activate_spacing: float  # tRRD
+    write_recovery: float  # tWR, tDPL
+    power_up: float
+    refresh_interval_ns: float  # between two on average
+    mode_cycles: int = 2  # tMRD
+
+    @property
+    def addr_bits(self) -> int:
+        """Of a byte."""
+        return self.bank_bits + self.row_bits + self.column_bits + 1
+
+    def cycles(self, clock_mhz: float) -> dict[str, int]:
+        """The times, rounded up."""
+        names = ("activate precharge row_active row_cycle refresh activate_spacing "
+                 "write_recovery power_up").split()  # fmt: skip
+        found = {name: math.ceil(getattr(self, name) * clock_mhz / 1000) for name in names}
+        return {**found, "mode": self.mode_cycles}
+
+
+# MT48LC16M16A2-75, AS4C16M16SA-7, W9825G6KH-6 and IS42S16160G-7, what is slowest of each. The chip
+# with 64 MB that some boards have is the same, with columns that stay unused.
+ULX3S_SDRAM = SdramChip(
+    name="256-Mbit SDRAM",
+    bank_bits=2,
+    row_bits=13,
+    column_bits=9,
+    most_mhz=100,
+    activate=21,
+    precharge=21,
+    row_active=45,
+    row_cycle=66,
+    refresh=66,
+    activate_spacing=15,
+    write_recovery=15,
+    power_up=200_000,
+    refresh_interval_ns=7812.5,
+)
 
 VLNV = "tokenfabric.org:ip:tokenfabric:1.0"  # the accelerator's type: drivers bind to it
 INSTANCE = "npu_0"  # its name in the block design, so in PYNQ

@@ -36,6 +36,7 @@ class Dram:
 
 DDR3_1050_X16 = Dram(name="ddr3-1050-x16", peak_bytes_per_s=2.1e9, reachable=0.97)
 DDR4_2400_X64 = Dram(name="ddr4-2400-x64", peak_bytes_per_s=19.2e9, reachable=0.93)
+SDR_65_X16 = Dram(name="sdr-65-x16", peak_bytes_per_s=130e6, reachable=0.95)  # by rtl/sdram.py
 
 ULTRA_RAM = frozenset(("in", "out", "res", "scores", "weights", "kv"))  # may be built of UltraRAM
 
@@ -342,26 +343,24 @@ PRESETS = {
             ps_ports=("hp0", "hp1", "hp3", "hpc0"),
             ultra=("in", "scores", "weights", "kv"),
         ),
-        # Block RAM is the memory (rtl/ulx3s.py) and has little left for the accelerator's own:
-        # enough for a model of 260k parameters.
         FabricConfig(
             name="ulx3s",
             part="LFE5U-85F-6BG381C",
             rows=8,
             cols=8,
             ports=2,
-            clock_mhz=75.0,
-            dram=Dram(name="none", peak_bytes_per_s=1.2e9, reachable=1.0),
+            clock_mhz=65.0,
+            dram=SDR_65_X16,
             max_rows=4,
-            max_context=128,
-            max_head_dim=16,
-            in_chunks=256,
-            out_chunks=256,
-            res_chunks=64,
+            max_context=512,
+            max_head_dim=64,
+            in_chunks=512,
+            out_chunks=512,
+            res_chunks=256,
             param_chunks=128,
             weight_fifo_beats=256,
-            kv_chunks=128,
-            program_words=256,
+            kv_chunks=512,
+            program_words=512,
         ),
     )
 }
