@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-__all__ = ["board", "netlist_verilog"]
+__all__ = ["board", "function", "netlist_verilog"]
 
 CELLS = Path(__file__).with_name("ecp5_cells.v")
 LUT, PAD = "LUT4", "TRELLIS_IO"
@@ -134,11 +134,11 @@ def _register(
 def _lut(cell: dict[str, Any]) -> str:
     pins = cell["connections"]
     table = int(cell["parameters"]["INIT"].replace("x", "0"), 2)
-    value = _function(table, [_net(pins[pin][0]) for pin in "ABCD"])
+    value = function(table, [_net(pins[pin][0]) for pin in "ABCD"])
     return f"  assign {_net(pins['Z'][0])} = {value};"
 
 
-def _function(table: int, inputs: list[str]) -> str:
+def function(table: int, inputs: list[str]) -> str:
     """A truth table as an expression; the last of the inputs selects between its halves."""
     if not inputs:
         return f"1'b{table}"
@@ -147,7 +147,7 @@ def _function(table: int, inputs: list[str]) -> str:
     low, high = table & ones, table >> half
     *others, last = inputs
     if low == high:
-        return _function(low, others)
+        return function(low, others)
     if low == 0 or high == ones:
         operator, rest = ("&", high) if low == 0 else ("|", low)
     elif high == 0 or low == ones:
@@ -156,10 +156,10 @@ def _function(table: int, inputs: list[str]) -> str:
     elif low ^ high == ones:
         operator, rest = "^", low
     else:
-        return f"({last} ? {_function(high, others)} : {_function(low, others)})"
+        return f"({last} ? {function(high, others)} : {function(low, others)})"
     if (operator, rest) in (("&", ones), ("^", 0)):
         return last
-    return f"({last} {operator} {_function(rest, others)})"
+    return f"({last} {operator} {function(rest, others)})"
 
 
 def _cell(cell: dict[str, Any], name: str) -> str:

@@ -14,7 +14,7 @@ from tokenfabric.rtl.nextpnr import absorb_registers
 from tokenfabric.rtl.synth import netlist
 from tokenfabric.rtl.verilog import to_verilog
 from tokenfabric.sim.cocotb_runner import run_cocotb
-from tokenfabric.sim.netlist import netlist_verilog
+from tokenfabric.sim.netlist import function, netlist_verilog
 
 pytestmark = [pytest.mark.verilator, pytest.mark.slow]
 
@@ -137,3 +137,60 @@ def test_memories(name):
         "w_en": _random(1), "w_addr": address, "w_data": _random(len(unit.w.data)),
     }  # fmt: skip
     _check(unit, cycles=1 << 16, kind="DP16KD", stimulus=stimulus)
+
+
+class _Registers(wiring.Component):
+    """With and without enable and reset, at first 0 and 1; some share both, some one of them."""
+
+    def __init__(self):
+        super().__init__({"en": In(2), "clear": In(2), "d": In(8), "q": Out(64)})
+
+    def elaborate(self, platform):
+        m = Module()
+        for number in range(8):
+            init = 0x5A if number & 1 else 0
+            register = Signal(8, init=init, reset_less=bool(number & 2), name=f"r{number}")
+            with m.If(self.en[number & 1] | (number < 4)):
+                m.d.sync += register.eq(self.d + number)
+            with m.If(self.clear[number >> 1 & 1] & (number >= 2)):
+                m.d.sync += register.eq(init)
+            m.d.comb += self.q.word_select(number, 8).eq(register)
+        return m
+
+
+def test_registers():
+    stimulus = {"en": _random(2), "clear": f"{_random(2)} & {_random(2)}", "d": _random(8)}
+    module = _check(_Registers(), cycles=1 << 12, kind="TRELLIS_FF", stimulus=stimulus)
+    text = netlist_verilog(module, "gates").partition("endmodule")[0]
+    assert "TRELLIS_FF" not in text and text.count("always") < 8 * 8  # all of them in vectors
+
+
+def _value(text, inputs):
+    """What an expression of ``function`` comes to."""
+    if text.startswith("~"):
+        return 1 - _value(text[1:], inputs)
+    if not text.startswith("("):
+        return inputs[text] if text in inputs else int(text.removeprefix("1'b"))
+    depth, parts, start = 0, [], 1
+    for at, char in enumerate(text):
+        depth += (char == "(") - (char == ")")
+        if (depth == 1 and char in "?:&|^") or depth == 0:
+            parts += [text[start:at].strip(), char]
+            start = at + 1
+    values = [_value(part, inputs) for part in parts[::2]]
+    match parts[1]:
+        case "?":
+            return values[1] if values[0] else values[2]
+        case "&":
+            return values[0] & values[1]
+        case "|":
+            return values[0] | values[1]
+        case _:
+            return values[0] ^ values[1]
+
+
+def test_every_lut():
+    inputs = [dict(zip("ABCD", map(int, f"{i:04b}"[::-1]))) for i in range(16)]
+    for table in range(1 << 16):
+        text = function(table, list("ABCD"))
+        assert sum(_value(text, values) << i for i, values in enumerate(inputs)) == table, text
