@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """The SDRAM's controller against a chip that checks what its data sheet asks for."""
 
 import re
