@@ -77,6 +77,17 @@ def access(chip: SdramChip) -> data.StructLayout:
     )
 
 
+def refuse(chip: SdramChip, clock_mhz: float) -> None:
+    """ValueError where the controller's pauses are too short for the chip."""
+    cycles = chip.cycles(clock_mhz)
+    if (
+        cycles["write_recovery"] > QUIET + 1 - (COLUMNS - 1)
+        or cycles["row_active"] > QUIET + 1
+        or clock_mhz > chip.most_mhz
+    ):
+        raise ValueError(f"{chip.name} cannot be run at {clock_mhz:g} MHz in this way")
+
+
 class SdramController(wiring.Component):
     """One access per burst of four columns: every four cycles where rows are open.
 
@@ -95,12 +106,6 @@ class SdramController(wiring.Component):
         self.cycles = cycles = chip.cycles(clock_mhz)
         self.interval = int(chip.refresh_interval_ns * clock_mhz / 1000) - 1
         self.boot_intervals = cycles["power_up"] // self.interval + 1
-        if (
-            cycles["write_recovery"] > QUIET + 1 - (COLUMNS - 1)
-            or cycles["row_active"] > QUIET + 1
-            or clock_mhz > chip.most_mhz
-        ):
-            raise ValueError(f"{chip.name} cannot be run at {clock_mhz:g} MHz in this way")
         super().__init__(
             {
                 "i": In(stream.Signature(access(chip))),
@@ -277,6 +282,7 @@ class SdramMemory(wiring.Component):
     """
 
     def __init__(self, chip: SdramChip, clock_mhz: float):
+        refuse(chip, clock_mhz)
         self.chip, self.clock_mhz = chip, clock_mhz
         self.addr_bits = chip.addr_bits - 3
         super().__init__(

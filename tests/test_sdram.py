@@ -260,4 +260,4 @@ def test_the_chip_notices_nothing_without_reason():
 
 def test_a_clock_that_is_too_fast_is_refused():
     with pytest.raises(ValueError, match="cannot be run at 120 MHz"):
-        Simulator(SdramMemory(CHIP, 120))
+        SdramMemory(CHIP, 120)
