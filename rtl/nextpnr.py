@@ -19,7 +19,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
-from tokenfabric.rtl.synth import TARGETS, analyze, cache_key, netlist
+from tokenfabric.rtl.synth import TARGETS, analyze, cache_key, net_names, netlist
 
 from tokenfabric.errors import UserError
 from tokenfabric.toolchain import cached, digest
@@ -175,9 +175,8 @@ def pad_registers(module: dict[str, Any]) -> int:
     moved = 0
     for cell in module["cells"].values():
         pins = cell["connections"]
-        if cell["type"] != "TRELLIS_FF" or cell["parameters"].get("CEMUX", "1").strip() != "1":
-            continue
-        if pins.get("LSR", ["0"]) not in (["0"], ["x"]):
+        always = cell["parameters"].get("CEMUX", "1").strip() == "1"
+        if cell["type"] != "TRELLIS_FF" or not always or not _is_never_reset(cell):
             continue
         if (pins["Q"][0] in out and readers[pins["Q"][0]] == 1) or (
             pins["DI"][0] in into and readers[pins["DI"][0]] == 1
@@ -215,13 +214,8 @@ def global_controls(module: dict[str, Any]) -> dict[str, int]:
             "port_directions": {"CLKI": "input", "CLKO": "output"},
             "connections": {"CLKI": [source], "CLKO": [net]},
         }
-    return {f"{pin} {_name_of(module, net)}": counts[pin, net] for pin, net in many}
-
-
-def _name_of(module: dict[str, Any], net: int) -> str:
-    """In the source, if it has a name there."""
-    names = [name for name, about in module["netnames"].items() if about["bits"] == [net]]
-    return min(names, key=lambda name: ("$" in name, len(name)), default=str(net))
+    names = net_names(module)
+    return {f"{pin} {names.get(net, net)}": counts[pin, net] for pin, net in many}
 
 
 def _readers(module: dict[str, Any]) -> Counter[int | str]:
@@ -248,8 +242,12 @@ def _is_plain(cell: dict[str, Any]) -> bool:
     return (
         all(cell["parameters"].get(name) == value for name, value in want.items())
         and cell["parameters"].get("CEMUX", "1") in ("CE", "1")
-        and cell["connections"].get("LSR", ["0"]) in (["0"], ["x"])
+        and _is_never_reset(cell)
     )
+
+
+def _is_never_reset(cell: dict[str, Any]) -> bool:
+    return cell["connections"].get("LSR", ["0"]) in (["0"], ["x"])
 
 
 def _route(

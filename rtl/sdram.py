@@ -13,6 +13,7 @@ from tokenfabric.rtl.memory import Fifo
 from tokenfabric.rtl.pipeline import delay, delays
 
 from tokenfabric.boards import SdramChip
+from tokenfabric.config import BURST_BEATS
 
 __all__ = ["BEAT", "SdramController", "SdramMemory", "host_port", "pins"]
 
@@ -29,7 +30,6 @@ LATENCY = PIN_CYCLES + CAS_LATENCY + COLUMNS - 1  # from there to the last of it
 # activation the same, so that it does not cut short what a burst asked for.
 QUIET = CAS_LATENCY + COLUMNS
 
-BURST_BEATS = 16  # the longest
 FIFO_BEATS = 4 * BURST_BEATS
 WRITER, HOST = 2, 3  # sources besides the read ports
 
@@ -104,7 +104,7 @@ class SdramController(wiring.Component):
     def __init__(self, chip: SdramChip, clock_mhz: float):
         self.chip = chip
         self.cycles = cycles = chip.cycles(clock_mhz)
-        self.interval = int(chip.refresh_interval_ns * clock_mhz / 1000) - 1
+        self.interval = cycles["refresh_interval"] - 1
         self.boot_intervals = cycles["power_up"] // self.interval + 1
         super().__init__(
             {

@@ -23,7 +23,7 @@ from tokenfabric.rtl.verilog import run_yosys
 from tokenfabric.area import CAPACITY
 from tokenfabric.toolchain import cached, digest
 
-__all__ = ["TARGETS", "analyze", "cache_key", "netlist", "synthesize"]
+__all__ = ["TARGETS", "analyze", "cache_key", "net_names", "netlist", "synthesize"]
 
 DEADLINE = 4 * 3600  # seconds
 PATHS = 8  # that are reported
@@ -227,7 +227,7 @@ def _slowest_path(module: dict[str, Any], sta: str) -> dict[str, Any]:
     """What ``sta`` says: the path with the largest sum of cell delays."""
     if not sta:
         return {"cell_delay_ns": None, "slowest": [], "uncovered": ["all: there are no delays"]}
-    names = _net_names(module)
+    names = net_names(module)
     steps = []
     hop = r"^ +(\d+) (.+) \((\w+)\.(\w+)(?:->(\w+))?\)$"
 
@@ -285,7 +285,7 @@ def _memories(module: dict[str, Any]) -> tuple[int, int]:
 
 def _longest_paths(module: dict[str, Any], target: Target) -> list[dict[str, Any]]:
     """The PATHS signals (one bit of each) that lie at the end of the most LUTs."""
-    names = _net_names(module)
+    names = net_names(module)
     levels = {**dict.fromkeys(target.luts, 1), **dict.fromkeys(target.lutrams, 1), **target.levels}
     driver: dict[int, tuple[str, int, list[int]]] = {}  # bit -> cell, levels, bits it depends on
     ends: dict[int, str] = {}  # bit -> what takes it at the end of the cycle
@@ -409,7 +409,7 @@ def _pins(cell: dict[str, Any]) -> tuple[list[int], list[int]]:
     return inputs, outputs
 
 
-def _net_names(module: dict[str, Any]) -> dict[int, str]:
+def net_names(module: dict[str, Any]) -> dict[int, str]:
     """Bit -> the name it has in the source, shortest first; bits that yosys invented have none."""
     found: dict[int, str] = {}
     for name, net in module["netnames"].items():

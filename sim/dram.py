@@ -12,14 +12,13 @@ streams that meet in the same banks to the 64 % that was measured where nobody h
 from __future__ import annotations
 
 import ctypes
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 from tokenfabric.boards import ULX3S_SDRAM
-from tokenfabric.toolchain import cached, compiler, digest, run_all
+from tokenfabric.toolchain import shared_library
 
 FRACTION_BITS = 16
 MAX_IN_FLIGHT = 16  # kRing in dram.h
@@ -300,7 +299,9 @@ def traffic(
     """
     if not 1 <= ports <= 8 or port_bytes not in (8, 16) or not 1 <= beats <= 16:
         raise ValueError(f"ports={ports} (1..8), port_bytes={port_bytes} (8, 16), beats={beats}")
-    lib = ctypes.CDLL(str(_traffic_library()))
+    lib = ctypes.CDLL(
+        str(shared_library("dram", Path(__file__).with_name("dram_traffic.cpp"), "dram.h"))
+    )
     lib.tf_traffic.restype = None
     parameters, moved = spec.parameters(clock_mhz), (ctypes.c_uint64 * 2)()
     lib.tf_traffic(
@@ -310,18 +311,3 @@ def traffic(
     )  # fmt: skip
     peak = spec.peak_bytes_per_second * cycles / (clock_mhz * 1e6)
     return moved[0] / peak, moved[1] / peak
-
-
-def _traffic_library() -> Path:
-    here = Path(__file__).parent
-    sources = ("dram_traffic.cpp", "dram.h")
-    command = (compiler()[0], "-std=c++17", "-O2", "-fPIC", "-shared", "-o", "traffic.so",
-               "dram_traffic.cpp")  # fmt: skip
-    key = digest(*((here / name).read_text() for name in sources), *compiler(), *command)
-
-    def make(directory: Path) -> None:
-        for name in sources:
-            shutil.copy(here / name, directory)
-        run_all([("C++ compiler", command)], directory)
-
-    return cached("dram", key, make) / "traffic.so"

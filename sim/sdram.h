@@ -52,8 +52,6 @@ class Sdram {
   // The first thing that was done wrong, "" if nothing was.
   const char* error() const { return error_.c_str(); }
 
-  uint8_t* memory() { return reinterpret_cast<uint8_t*>(words_.data()); }
-
  private:
   static constexpr int kBurst = 4, kCas = 2, kBootRefreshes = 2, kAhead = 8;
   static constexpr uint32_t kMode = 0b010 | kCas << 4;
@@ -74,7 +72,6 @@ class Sdram {
     if (!condition) fail(what);
   }
 
-  // Rows follow banks, so that memory() is in the order of the controller's addresses.
   uint64_t at(uint32_t bank, uint32_t column, int64_t word) const {
     const uint64_t where = (column & ~(kBurst - 1u)) | ((column + word) & (kBurst - 1));
     const uint64_t row = std::max<int64_t>(banks_[bank].row, 0);

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 from pathlib import Path
 
 from tokenfabric.boards import SdramChip
-from tokenfabric.toolchain import cached, compiler, digest, run_all
+from tokenfabric.toolchain import shared_library
 
 __all__ = ["HEADER", "SdramParameters", "SimulatedSdram"]
 
 HEADER = "sdram.h"
-SOURCE = "sdram.cpp"
 
 
 class SdramParameters(ctypes.Structure):
@@ -33,7 +31,6 @@ class SdramParameters(ctypes.Structure):
             bank_bits=chip.bank_bits,
             row_bits=chip.row_bits,
             column_bits=chip.column_bits,
-            refresh_interval=int(chip.refresh_interval_ns * clock_mhz / 1000),
             **chip.cycles(clock_mhz),
         )
 
@@ -42,7 +39,9 @@ class SimulatedSdram:
     """A chip at the pins of ``rtl.sdram.pins``. UserError without a C++ compiler."""
 
     def __init__(self, chip: SdramChip, clock_mhz: float):
-        self._lib = ctypes.CDLL(str(_library()))
+        self._lib = ctypes.CDLL(
+            str(shared_library("sdram", Path(__file__).with_name("sdram.cpp"), HEADER))
+        )
         self._lib.tf_sdram_open.restype = ctypes.c_void_p
         self._lib.tf_sdram_error.restype = ctypes.c_char_p
         parameters = SdramParameters.of(chip, clock_mhz)
@@ -60,16 +59,3 @@ class SimulatedSdram:
     def close(self) -> None:
         """End the simulation."""
         self._lib.tf_sdram_close(self._handle)
-
-
-def _library() -> Path:
-    here = Path(__file__).parent
-    command = (compiler()[0], "-std=c++17", "-O2", "-fPIC", "-shared", "-o", "sdram.so", SOURCE)
-    texts = [(here / name).read_text() for name in (SOURCE, HEADER)]
-
-    def make(directory: Path) -> None:
-        for name in (SOURCE, HEADER):
-            shutil.copy(here / name, directory)
-        run_all([("C++ compiler", command)], directory)
-
-    return cached("sdram", digest(*texts, *compiler(), *command), make) / "sdram.so"

@@ -37,11 +37,12 @@ class SdramChip:
         return self.bank_bits + self.row_bits + self.column_bits + 1
 
     def cycles(self, clock_mhz: float) -> dict[str, int]:
-        """The times, rounded up."""
+        """The times, rounded up; what must not take longer, the refresh interval, down."""
         names = ("activate precharge row_active row_cycle refresh activate_spacing "
                  "write_recovery power_up").split()  # fmt: skip
         found = {name: math.ceil(getattr(self, name) * clock_mhz / 1000) for name in names}
-        return {**found, "mode": self.mode_cycles}
+        interval = int(self.refresh_interval_ns * clock_mhz / 1000)
+        return {**found, "mode": self.mode_cycles, "refresh_interval": interval}
 
 
 # MT48LC16M16A2-75, AS4C16M16SA-7, W9825G6KH-6 and IS42S16160G-7, what is slowest of each. The chip

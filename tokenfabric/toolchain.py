@@ -169,6 +169,24 @@ def _lock(lock, key: str, progress: Progress | None) -> None:
         time.sleep(POLL * 5)
 
 
+def shared_library(kind: str, source: Path, *headers: str) -> Path:
+    """``source``, C++, with ``headers`` beside it, compiled by itself. Cached as ``kind``.
+
+    UserError without a compiler.
+    """
+    names = (source.name, *headers)
+    command = (compiler()[0], "-std=c++17", "-O2", "-fPIC", "-shared", "-o", "library.so",
+               source.name)  # fmt: skip
+    texts = [source.with_name(name).read_text() for name in names]
+
+    def make(directory: Path) -> None:
+        for name in names:
+            shutil.copy(source.with_name(name), directory)
+        run_all([("C++ compiler", command)], directory)
+
+    return cached(kind, digest(*texts, *compiler(), *command), make) / "library.so"
+
+
 def run_all(
     commands: Sequence[tuple[str, Sequence[str]]],
     directory: Path,
