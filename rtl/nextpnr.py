@@ -44,9 +44,8 @@ NAMED = 6  # signals of the critical path that are reported
 # The options that name a part to nextpnr, and the files it gives: by the part's name.
 PARTS = {"LFE5U-85F-6BG381C": ("--85k", "--package", "CABGA381", "--speed", "6")}
 
-# Of a design as full as the ULX3S's, the usual placer makes wires longer by a quarter and the usual
-# router takes hours.
-OPTIONS = ("--placer", "static", "--router", "router2")
+# The placer that looks at time, and the router that gets through where wires are scarce.
+OPTIONS = ("--placer", "heap", "--router", "router2")
 
 
 def build(

@@ -11,12 +11,18 @@ from tokenfabric.rtl.memory import Ram, write_port
 from tokenfabric import isa
 from tokenfabric.config import FabricConfig
 
-__all__ = ["RowTable", "WantTable", "row_beats", "row_port", "want_entry"]
+__all__ = ["RowTable", "WantTable", "changed_beats", "row_beats", "row_port", "want_entry"]
 
 
 def row_beats(cfg: FabricConfig) -> int:
     """Beats of a port that a row of the table takes."""
     return isa.ROW_WORDS * 4 // cfg.port_bytes
+
+
+def changed_beats(cfg: FabricConfig) -> list[int]:
+    """Those in which something is different in the next step."""
+    names, words = [name for name, _ in isa.ROW], cfg.port_bytes // 4
+    return sorted({names.index(name) // words for name in ("token", "position", "kv_row")})
 
 
 def row_port(cfg: FabricConfig) -> wiring.Signature:

@@ -14,13 +14,15 @@ from tokenfabric.rtl.pipeline import delay, delays
 
 from tokenfabric.boards import SdramChip
 from tokenfabric.config import BURST_BEATS
+from tokenfabric.link import UNIT
 
 __all__ = ["BEAT", "SdramController", "SdramMemory", "host_port", "pins"]
 
-BEAT = 8  # bytes: of an AXI beat, of a host's word and of a burst of four columns
-COLUMNS = 4  # in a burst
+BEAT = 4  # bytes: of an AXI beat and of a burst of two columns
+COLUMNS = 2  # in a burst
 CAS_LATENCY = 2
-MODE = 0b010 | CAS_LATENCY << 4  # four columns, in sequence
+MODE = 0b001 | CAS_LATENCY << 4  # two columns, in sequence
+HOST_BEATS = UNIT // BEAT  # in a word of the host's
 BOOT_REFRESHES = 8
 ALL_BANKS = 1 << 10  # of a precharge, in the address
 PIN_CYCLES = 2  # from a decision to its command on the pins
@@ -48,9 +50,9 @@ def host_port(addr_bits: int) -> wiring.Signature:
             "ready": In(1),
             "write": Out(1),
             "addr": Out(addr_bits),
-            "w_data": Out(8 * BEAT),
+            "w_data": Out(8 * UNIT),
             "r_valid": In(1),
-            "r_data": In(8 * BEAT),
+            "r_data": In(8 * UNIT),
         }
     )
 
@@ -73,8 +75,13 @@ def pins(chip: SdramChip) -> wiring.Signature:
 def access(chip: SdramChip) -> data.StructLayout:
     """A beat to read or write. ``tag`` comes back with what was read."""
     return data.StructLayout(
-        {"write": 1, "addr": chip.addr_bits - 3, "data": 8 * BEAT, "strobe": BEAT, "tag": 3}
+        {"write": 1, "addr": beat_bits(chip), "data": 8 * BEAT, "strobe": BEAT, "tag": 3}
     )
+
+
+def beat_bits(chip: SdramChip) -> int:
+    """Of a beat's number."""
+    return chip.addr_bits - (BEAT - 1).bit_length()
 
 
 def refuse(chip: SdramChip, clock_mhz: float) -> None:
@@ -89,7 +96,7 @@ def refuse(chip: SdramChip, clock_mhz: float) -> None:
 
 
 class SdramController(wiring.Component):
-    """One access per burst of four columns: every four cycles where rows are open.
+    """One access per burst of two columns: every two cycles where rows are open.
 
     Rows stay open until another of their bank is asked for; addresses are row, bank, column, so a
     walk through memory changes the bank with every row. Refreshes come in time, whatever is asked
@@ -120,13 +127,12 @@ class SdramController(wiring.Component):
         m = Module()
         self.command, self.address = Signal(3, init=NOP), Signal(13)
         self.bank = Signal(self.chip.bank_bits)
-        self.take = Signal()
         self.pause, self.busy = Signal(range(16)), Signal(range(16))  # cycles
         self.open = Signal(1 << self.chip.bank_bits)
         self.due = Signal()
         now = self.i.payload
         column, self.now_bank, self.row = self._split(now.addr)
-        m.d.comb += [self.command.eq(NOP), self.bank.eq(self.now_bank), self.i.ready.eq(self.take)]
+        m.d.comb += [self.command.eq(NOP), self.bank.eq(self.now_bank)]
         m.d.sync += [
             self.pause.eq(self.pause - (self.pause != 0)),
             self.busy.eq(self.busy - (self.busy != 0)),
@@ -141,14 +147,15 @@ class SdramController(wiring.Component):
                 with m.Elif(self.pause == 0):
                     self._serve(m, column)
             self._refresh(m)
-        self._write_pins(m, self.take & now.write)
-        self._read_pins(m, self.take & ~now.write)
+        self._write_pins(m, self.i.ready & now.write)
+        self._read_pins(m, self.i.ready & ~now.write)
         return m
 
     def _split(self, addr):
         """Column, bank and row of a beat."""
-        columns = self.chip.column_bits - 2
-        column = Cat(Const(0, 2), addr[:columns])
+        within = (COLUMNS - 1).bit_length()
+        columns = self.chip.column_bits - within
+        column = Cat(Const(0, within), addr[:columns])
         bank = addr[columns:][: self.chip.bank_bits]
         return column, bank, addr[columns + self.chip.bank_bits :]
 
@@ -199,7 +206,7 @@ class SdramController(wiring.Component):
             self._wait(m, self.busy, QUIET + 1)
         with m.Elif(self.settled & self.hit & (quiet | (write == writing))):
             m.d.comb += [
-                self.take.eq(1),
+                self.i.ready.eq(1),
                 self.command.eq(Mux(write, WRITE, READ)),
                 self.address.eq(column),
             ]
@@ -239,21 +246,22 @@ class SdramController(wiring.Component):
         The drivers are on from a cycle before the words to the end of the last.
         """
         now = self.i.payload
-        words, masks = Signal(48, reset_less=True), Signal(6, reset_less=True)
+        more = COLUMNS - 1  # words after the first
+        words, masks = Signal(16 * more, reset_less=True), Signal(2 * more, reset_less=True)
         going = Signal(COLUMNS)
         mask = Mux(now.write, ~now.strobe, 0)
         m.d.sync += [
             going.eq(Cat(start, going)),
             self.pins.dq_oe.eq(start | going.any()),
-            words.eq(Mux(self.take, now.data[16:], words[16:])),
-            masks.eq(Mux(self.take, mask[2:], masks[2:])),
+            words.eq(Mux(self.i.ready, now.data[16:], words[16:])),
+            masks.eq(Mux(self.i.ready, mask[2:], masks[2:])),
         ]
         for name, value in (
             ("command", self.command),
             ("bank", self.bank),
             ("address", self.address),
-            ("mask", Mux(self.take, mask[:2], masks[:2])),
-            ("dq_o", Mux(self.take, now.data[:16], words[:16])),
+            ("mask", Mux(self.i.ready, mask[:2], masks[:2])),
+            ("dq_o", Mux(self.i.ready, now.data[:16], words[:16])),
         ):
             pin = getattr(self.pins, name)
             for stage in range(PIN_CYCLES):
@@ -276,6 +284,7 @@ class SdramMemory(wiring.Component):
 
     Bursts are answered in order, writes when their last beat has been taken. A read that is asked
     for after a write's answer gives what was written, one before it anything. No error answers.
+    All channels go through queues, so that no path leads from one master to another.
 
     Members: ``axi_0`` (In: memory_port with writes), ``axi_1`` (In: without), ``host`` (In),
     ``pins`` (Out).
@@ -284,12 +293,13 @@ class SdramMemory(wiring.Component):
     def __init__(self, chip: SdramChip, clock_mhz: float):
         refuse(chip, clock_mhz)
         self.chip, self.clock_mhz = chip, clock_mhz
-        self.addr_bits = chip.addr_bits - 3
+        self.host_bits = chip.addr_bits - (UNIT - 1).bit_length()
+        self.request = data.StructLayout({"addr": beat_bits(chip), "len": 4})
         super().__init__(
             {
                 "axi_0": In(memory_port(BEAT, writes=True)),
                 "axi_1": In(memory_port(BEAT, writes=False)),
-                "host": In(host_port(self.addr_bits)),
+                "host": In(host_port(self.host_bits)),
                 "pins": Out(pins(chip)),
             }
         )
@@ -298,66 +308,99 @@ class SdramMemory(wiring.Component):
         m = Module()
         m.submodules.controller = controller = SdramController(self.chip, self.clock_mhz)
         wiring.connect(m, controller.pins, wiring.flipped(self.pins))
-        axi, i = self.axi_0, controller.i
-        room = [self._answers(m, port, controller) for port in (0, 1)]
-        addr, left, source = Signal(self.addr_bits), Signal(8), Signal(2)
+        i, host = controller.i, self.host
+        reads = [self._read_port(m, port, controller) for port in (0, 1)]
+        requests, words = self._write_port(m)
+        going, source = Signal(), Signal(2)  # the burst
+        addr, left = Signal(beat_bits(self.chip)), Signal(4)
+        taken, last = i.valid & i.ready, left == 0
+        first = Signal(8 * (UNIT - BEAT))  # of a word for the host
+        of_host = controller.r_valid & (controller.r_tag[:2] == HOST)
         m.d.comb += [
+            i.valid.eq(going & ((source != WRITER) | words.valid)),
             i.payload.addr.eq(addr),
-            i.payload.tag.eq(Cat(source, left == 0)),
-            i.payload.write.eq(Mux(source == HOST, self.host.write, source == WRITER)),
-            i.payload.data.eq(Mux(source == HOST, self.host.w_data, axi.wdata)),
-            i.payload.strobe.eq(Mux(source == HOST, -1, axi.wstrb)),
-            self.host.r_data.eq(controller.r_data),
-            self.host.r_valid.eq(controller.r_valid & (controller.r_tag[:2] == HOST)),
+            i.payload.tag.eq(Cat(source, last)),
+            i.payload.write.eq(Mux(source == HOST, host.write, source == WRITER)),
+            i.payload.data.eq(
+                Mux(source == HOST, host.w_data.word_select(last, 8 * BEAT), words.payload.data)
+            ),
+            i.payload.strobe.eq(Mux(source == HOST, -1, words.payload.strobe)),
+            words.ready.eq(i.ready & (source == WRITER)),
+            host.r_data.eq(Cat(first, controller.r_data)),
+            host.r_valid.eq(of_host & controller.r_tag[2]),
         ]
-        with m.If(axi.bvalid & axi.bready):
-            m.d.sync += axi.bvalid.eq(0)
-        with m.FSM():
-            with m.State("CHOOSE"):
-                self._choose(m, room, addr, left, source)
-            with m.State("BURST"):
-                done = i.valid & i.ready
-                m.d.comb += [
-                    i.valid.eq((source != WRITER) | axi.wvalid),
-                    axi.wready.eq(i.ready & (source == WRITER)),
-                    self.host.ready.eq(i.ready & (source == HOST)),
-                ]
-                with m.If(done):
-                    m.d.sync += [addr.eq(addr + 1), left.eq(left - 1)]
-                    with m.If(left == 0):
-                        m.d.sync += axi.bvalid.eq(source == WRITER)
-                        m.next = "CHOOSE"
+        m.d.sync += host.ready.eq(taken & last & (source == HOST))
+        with m.If(of_host):
+            m.d.sync += first.eq(controller.r_data)
+        with m.If(self.axi_0.bready):
+            m.d.sync += self.axi_0.bvalid.eq(0)
+        with m.If(taken):
+            m.d.sync += [addr.eq(addr + 1), left.eq(left - 1)]
+            with m.If(last & (source == WRITER)):
+                m.d.sync += self.axi_0.bvalid.eq(1)
+        with m.If(~going | (taken & last)):
+            m.d.sync += going.eq(0)
+            again = (going & (source == HOST)) | host.ready  # it has what it asked for, asks still
+            answering = self.axi_0.bvalid | (going & (source == WRITER))
+            self._choose(m, ~again, ~answering, reads, requests, (going, source, addr, left))
         return m
 
-    def _choose(self, m, room, addr, left, source):
+    def _choose(self, m, may_host, may_write, reads, requests, burst):
         """The next burst: the host's, one to write, or of the read ports in turn."""
-        ports = (self.axi_0, self.axi_1)
-        last = Signal()  # read port
-        wants = [axi.arvalid & free for axi, free in zip(ports, room)]
+        previous = Signal()  # read port
+        going, source, addr, left = burst
 
         def start(who, request, length):
-            m.d.sync += [source.eq(who), addr.eq(request), left.eq(length)]
-            m.next = "BURST"
+            m.d.sync += [going.eq(1), source.eq(who), addr.eq(request), left.eq(length)]
 
-        with m.If(self.host.en):
-            start(HOST, self.host.addr, 0)
-        with m.Elif(self.axi_0.awvalid & ~self.axi_0.bvalid):
-            m.d.comb += self.axi_0.awready.eq(1)
-            start(WRITER, self.axi_0.awaddr >> 3, self.axi_0.awlen)
+        with m.If(self.host.en & may_host):
+            start(HOST, Cat(Const(0, HOST_BEATS.bit_length() - 1), self.host.addr), HOST_BEATS - 1)
+        with m.Elif(requests.valid & may_write):
+            m.d.comb += requests.ready.eq(1)
+            start(WRITER, requests.payload.addr, requests.payload.len)
         for port in (0, 1):
-            axi = ports[port]
-            with m.Elif(wants[port] & ((last != port) | ~wants[1 - port])):
-                m.d.comb += axi.arready.eq(1)
-                m.d.sync += last.eq(port)
-                start(port, axi.araddr >> 3, axi.arlen)
+            this, other = reads[port], reads[1 - port]
+            with m.Elif(this.valid & ((previous != port) | ~other.valid)):
+                m.d.comb += this.ready.eq(1)
+                m.d.sync += previous.eq(port)
+                start(port, this.payload.addr, this.payload.len)
 
-    def _answers(self, m, port, controller):
-        """What was read for a port, to be fetched. Returns whether a burst has room."""
+    def _write_port(self, m):
+        """The streams of what is to be written, and where."""
+        axi = self.axi_0
+        word = data.StructLayout({"data": 8 * BEAT, "strobe": BEAT})
+        m.submodules.writes = requests = Fifo(self.request, 2, block=False)
+        m.submodules.words = words = Fifo(word, 2, block=False)
+        m.d.comb += [
+            requests.i.valid.eq(axi.awvalid),
+            requests.i.payload.addr.eq(axi.awaddr >> (BEAT - 1).bit_length()),
+            requests.i.payload.len.eq(axi.awlen),
+            axi.awready.eq(requests.i.ready),
+            words.i.valid.eq(axi.wvalid),
+            words.i.payload.data.eq(axi.wdata),
+            words.i.payload.strobe.eq(axi.wstrb),
+            axi.wready.eq(words.i.ready),
+        ]
+        return requests.o, words.o
+
+    def _read_port(self, m, port, controller):
+        """The stream of bursts for whose answers there is room; those go back to the port."""
         axi = (self.axi_0, self.axi_1)[port]
         beat = data.StructLayout({"data": unsigned(8 * BEAT), "last": 1})
+        m.submodules[f"reads_{port}"] = requests = Fifo(self.request, 2, block=False)
         m.submodules[f"fifo_{port}"] = fifo = Fifo(beat, FIFO_BEATS)
+        room = Signal(name=f"room_{port}")
+        granted = stream.Signature(self.request).create(path=(f"granted_{port}",))
         promised = Signal(range(FIFO_BEATS + 1), name=f"promised_{port}")
         m.d.comb += [
+            requests.i.valid.eq(axi.arvalid),
+            requests.i.payload.addr.eq(axi.araddr >> (BEAT - 1).bit_length()),
+            requests.i.payload.len.eq(axi.arlen),
+            axi.arready.eq(requests.i.ready),
+            room.eq(promised <= FIFO_BEATS - BURST_BEATS),
+            granted.valid.eq(requests.o.valid & room),
+            granted.payload.eq(requests.o.payload),
+            requests.o.ready.eq(granted.ready),
             fifo.i.valid.eq(controller.r_valid & (controller.r_tag[:2] == port)),
             fifo.i.payload.data.eq(controller.r_data),
             fifo.i.payload.last.eq(controller.r_tag[2]),
@@ -366,6 +409,6 @@ class SdramMemory(wiring.Component):
             axi.rlast.eq(fifo.o.payload.last),
             fifo.o.ready.eq(axi.rready),
         ]
-        asked = Mux(axi.arvalid & axi.arready, axi.arlen + 1, 0)
+        asked = Mux(granted.valid & granted.ready, granted.payload.len + 1, 0)
         m.d.sync += promised.eq(promised + asked - (axi.rvalid & axi.rready))
-        return promised <= FIFO_BEATS - BURST_BEATS
+        return granted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.rtl.layouts import (
@@ -21,16 +21,18 @@ from tokenfabric.rtl.layouts import (
     write_beat,
 )
 from tokenfabric.rtl.memory import Ram, read_port
-from tokenfabric.rtl.rows import row_beats, row_port, want_entry
+from tokenfabric.rtl.rows import changed_beats, row_beats, row_port, want_entry
 
 from tokenfabric import isa
 from tokenfabric.config import FabricConfig
+from tokenfabric.fixed import ceil_div
 from tokenfabric.isa import Op, RowFlag, Unit
 from tokenfabric.registers import Error
 
 __all__ = ["Descriptor", "Issue", "ProgramMemory", "Steps", "descriptor_layout"]
 
 NO_TOKEN = 0xFFFFFFFF
+RING_BYTES = 8  # of an entry
 
 
 def descriptor_layout() -> data.StructLayout:
@@ -72,12 +74,13 @@ class Descriptor(wiring.Component):
                             for at, name in enumerate(names[i : i + words])
                         ]
         # Rows keep 16 bits of their position; what does not fit is beyond every context.
-        first_of_row = count[: (row_beats(self.cfg) - 1).bit_length()] == 0  # {token, position ..}
-        beyond = first_of_row & self.beat[48:64].any()
+        beat, at = divmod([name for name, _ in isa.ROW].index("position"), words)
+        of_row = count[: (row_beats(self.cfg) - 1).bit_length()]
+        beyond = (of_row == beat) & self.beat.word_select(at, 32)[16:].any()
         m.d.comb += [
             self.rows_w.en.eq(self.valid & (count >= head)),
             self.rows_w.addr.eq(count - head),
-            self.rows_w.data.eq(self.beat | (beyond.replicate(16) << 32)),
+            self.rows_w.data.eq(self.beat | (beyond.replicate(16) << 32 * at)),
         ]
         return m
 
@@ -347,6 +350,8 @@ class Steps(wiring.Component):
         rope_at, streaming = Signal(32), Signal()
         ended = Signal(cfg.max_rows)  # rows that have chosen a stop token
         token, is_stop = Signal(32), Signal()
+        changed = changed_beats(cfg)
+        part = Signal(range(len(changed)))  # of the ring's entry, then of the row
         wants = (self.row.flags & RowFlag.WANT_LOGITS).any()
         dumps = (self.row.flags & RowFlag.DUMP_LOGITS).any()
         stops = (self.row.flags & RowFlag.STOP).any()
@@ -469,22 +474,21 @@ class Steps(wiring.Component):
             with m.State("RING"):
                 m.d.comb += self.beats.valid.eq(1)
                 with m.If(self.beats.ready):
-                    m.d.sync += ring_at.eq(ring_at + 8)
-                    m.next = "ADVANCE-POSITION"
-            with m.State("ADVANCE-POSITION"):
+                    m.d.sync += part.eq(part + 1)
+                    with m.If(self.beats.payload.last):
+                        m.d.sync += [part.eq(0), ring_at.eq(ring_at + RING_BYTES)]
+                        m.next = "ADVANCE"
+            with m.State("ADVANCE"):
                 m.d.comb += self.rows_w.en.eq(1)
-                m.next = "ADVANCE-KV"
-            with m.State("ADVANCE-KV"):
-                m.d.comb += self.rows_w.en.eq(1)
-                with m.If(wants):
-                    m.d.sync += want.eq(want + 1)
-                with m.If(is_stop & stops):
-                    m.d.sync += ended.bit_select(row[: len(self.row_index)], 1).eq(1)
-                m.d.sync += row.eq(row + 1)
-                m.next = "CHOOSE"
-                with m.If(last_row):
-                    m.d.sync += step.eq(step + 1)
-                    m.next = "STEPPED"
+                m.d.sync += part.eq(part + 1)
+                with m.If(part == len(changed) - 1):
+                    m.d.sync += [part.eq(0), row.eq(row + 1), want.eq(want + wants)]
+                    with m.If(is_stop & stops):
+                        m.d.sync += ended.bit_select(row[: len(self.row_index)], 1).eq(1)
+                    m.next = "CHOOSE"
+                    with m.If(last_row):
+                        m.d.sync += step.eq(step + 1)
+                        m.next = "STEPPED"
             with m.State("STEPPED"):
                 all_ended = Signal()
                 rows_mask = (1 << job.rows[: len(row)]) - 1
@@ -499,16 +503,16 @@ class Steps(wiring.Component):
                 m.d.comb += self.finished.eq(1)
             with m.State("STUCK"):
                 pass
-        self._write(m, row, token, ring_at, wants & ~has_ended)
+        self._write(m, row, token, ring_at, part, changed, wants & ~has_ended)
         return m
 
-    def _write(self, m, row, token, ring_at, advance):
-        """Ring entries {token, cycles}; of the row the beats with {token, position} and kv_row."""
-        beat, beat_words = self.beats.payload, self.cfg.port_bytes // 4
-        second = Signal()  # ADVANCE-KV follows ADVANCE-POSITION
-        m.d.sync += second.eq(self.rows_w.en & ~second)
-        entry = ring_at[3 : (self.cfg.port_bytes - 1).bit_length()]  # of the beat
-        entries = self.cfg.port_bytes // 8
+    def _write(self, m, row, token, ring_at, part, changed, advance):
+        """Ring entries {token, cycles}; of the row the beats in which something has changed."""
+        beat, size = self.beats.payload, self.cfg.port_bytes
+        beat_words = size // 4
+        of_entry = ceil_div(RING_BYTES, size)  # beats
+        entry = ring_at[3 : max(3, (size - 1).bit_length())]  # of the beat
+        entries = ceil_div(size, RING_BYTES)
         words = {
             **{name: self.row[name] for name, _ in self.row.shape()},
             "token": Mux(advance, self.best_token, self.row.token),
@@ -516,7 +520,6 @@ class Steps(wiring.Component):
             "kv_row": self.row.kv_row + self.job.head_bytes,
         }
         names = [name for name, _ in isa.ROW]
-        at_position, at_kv_row = (names.index(n) // beat_words for n in ("position", "kv_row"))
 
         def row_beat(number):
             of_beat = names[number * beat_words : (number + 1) * beat_words]
@@ -524,11 +527,13 @@ class Steps(wiring.Component):
 
         low = (row_beats(self.cfg) - 1).bit_length()
         m.d.comb += [
-            beat.first.eq(1),
-            beat.last.eq(1),
+            beat.first.eq(part == 0),
+            beat.last.eq(part == of_entry - 1),
             beat.addr.eq(ring_at),
-            beat.data.eq(Cat(token, self.cycles).replicate(entries)),
+            beat.data.eq(
+                Cat(token, self.cycles).replicate(entries).word_select(part, len(beat.data))
+            ),
             beat.strb.eq(0xFF << Cat(Const(0, 3), entry)),
-            self.rows_w.addr.eq(Cat(Mux(second, at_kv_row, at_position)[:low], row)),
-            self.rows_w.data.eq(Mux(second, row_beat(at_kv_row), row_beat(at_position))),
+            self.rows_w.addr.eq(Cat(Array(Const(number, low) for number in changed)[part], row)),
+            self.rows_w.data.eq(Array(row_beat(number) for number in changed)[part]),
         ]

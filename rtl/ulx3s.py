@@ -19,7 +19,7 @@ from amaranth.hdl import (
 )
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from tokenfabric.rtl.sdram import SdramMemory, pins
+from tokenfabric.rtl.sdram import BEAT, SdramMemory, pins
 from tokenfabric.rtl.top import Top
 from tokenfabric.rtl.uart import Link
 
@@ -86,8 +86,8 @@ class Board(wiring.Component):
     """
 
     def __init__(self, cfg: FabricConfig, *, baud: float = BAUD, silence: float = SILENCE):
-        if (cfg.ports, cfg.port_bytes) != (2, 8):
-            raise ValueError(f"{cfg.name}: the board's memory has two ports of 8 bytes")
+        if (cfg.ports, cfg.port_bytes) != (2, BEAT):
+            raise ValueError(f"{cfg.name}: the board's memory has two ports of {BEAT} bytes")
         self.cfg, self.baud, self.silence = cfg, baud, silence
         super().__init__(
             {
@@ -103,7 +103,7 @@ class Board(wiring.Component):
         hz = self.cfg.clock_mhz * 1e6
         m.submodules.top = top = Top(self.cfg)
         m.submodules.memory = memory = SdramMemory(ULX3S_SDRAM, self.cfg.clock_mhz)
-        m.submodules.link = link = Link(hz, self.baud, memory.addr_bits, self.silence)
+        m.submodules.link = link = Link(hz, self.baud, memory.host_bits, self.silence)
         wiring.connect(m, memory.pins, wiring.flipped(self.sdram))
         wiring.connect(m, top.m_axi_hp0, memory.axi_0)
         wiring.connect(m, top.m_axi_hp1, memory.axi_1)

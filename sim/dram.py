@@ -224,7 +224,7 @@ SDR_65_X16 = DramSpec(
     name="sdr-65-x16",
     bus_bytes=2,
     transfers_mts=65,
-    burst_length=4,
+    burst_length=2,
     banks=1 << ULX3S_SDRAM.bank_bits,
     row_bytes=2 << ULX3S_SDRAM.column_bits,
     activate_ns=ULX3S_SDRAM.activate,
@@ -232,8 +232,8 @@ SDR_65_X16 = DramSpec(
     row_active_ns=ULX3S_SDRAM.row_active,
     # rtl/sdram.py opens a row when the burst before has been served, not ahead: fitted, as
     # latency and read_extra_ns are, to its simulation in tests/test_sdram.py.
-    activate_spacing_ns=880,
-    four_activates_ns=4 * 880,
+    activate_spacing_ns=550,
+    four_activates_ns=4 * 550,
     read_extra_ns=0.25,
     # As rtl/sdram.py waits: the same after bursts of both directions, in cycles of 65 MHz.
     write_recovery_ns=46,
@@ -244,7 +244,7 @@ SDR_65_X16 = DramSpec(
     latency_cycles=14,
     read_window=16,
     write_window=16,
-    turn_bytes=128,
+    turn_bytes=64,
     max_reads=4,
     max_writes=1,
     read_fifo_beats=64,
@@ -297,8 +297,8 @@ def traffic(
     ``beats``, "dealt" deals one walk to the ports in turn. Compiles the model if need be:
     ``UserError`` without a compiler.
     """
-    if not 1 <= ports <= 8 or port_bytes not in (8, 16) or not 1 <= beats <= 16:
-        raise ValueError(f"ports={ports} (1..8), port_bytes={port_bytes} (8, 16), beats={beats}")
+    if not 1 <= ports <= 8 or port_bytes not in (4, 8, 16) or not 1 <= beats <= 16:
+        raise ValueError(f"ports={ports} (1..8), port_bytes={port_bytes} (4, 8, 16), beats={beats}")
     lib = ctypes.CDLL(
         str(shared_library("dram", Path(__file__).with_name("dram_traffic.cpp"), "dram.h"))
     )

@@ -37,7 +37,7 @@ namespace {
 
 constexpr int kPorts = TOKENFABRIC_PORT_COUNT;
 constexpr int kBeatBytes = TOKENFABRIC_PORT_BYTES;
-constexpr int kSize = kBeatBytes == 16 ? 4 : 3;  // arsize of a full beat
+constexpr int kSize = kBeatBytes == 16 ? 4 : kBeatBytes == 8 ? 3 : 2;  // arsize of a full beat
 constexpr int kIncrementing = 1;
 constexpr uint32_t kPage = 4096;
 constexpr size_t kMaxBusErrors = 16;  // described; all are counted
@@ -384,7 +384,7 @@ class Harness {
   void sample_write_beat(Port& port, const WritePins& pins) {
     BeatPayload w;
     std::memcpy(w.data, pins.wdata, kBeatBytes);
-    std::memcpy(&w.strobe, pins.wstrb, kBeatBytes / 8);
+    std::memcpy(&w.strobe, pins.wstrb, (kBeatBytes + 7) / 8);
     w.last = pins.wlast;
     if (port.w_waiting) {
       if (!pins.wvalid) return fail("m_axi_hp%d: wvalid dropped before wready", port.index);

@@ -53,8 +53,8 @@ class Sdram {
   const char* error() const { return error_.c_str(); }
 
  private:
-  static constexpr int kBurst = 4, kCas = 2, kBootRefreshes = 2, kAhead = 8;
-  static constexpr uint32_t kMode = 0b010 | kCas << 4;
+  static constexpr int kBurst = 2, kCas = 2, kBootRefreshes = 2, kAhead = 8;
+  static constexpr uint32_t kMode = 0b001 | kCas << 4;
   static constexpr int64_t kNever = -1'000'000'000;
   enum Command { kLoadMode = 0, kRefresh = 4, kPrecharge = 2, kActivate = 6, kWrite = 1, kRead = 5 };
 
@@ -101,7 +101,7 @@ class Sdram {
         return;
       case kLoadMode:
         idle();
-        need(pins.address == kMode, "another mode than bursts of 4, in sequence, latency 2");
+        need(pins.address == kMode, "another mode than bursts of 2, in sequence, latency 2");
         need(refreshes_ >= kBootRefreshes, "two refreshes come before the mode");
         mode_set_ = now_;
         booted_ = true;

@@ -60,15 +60,15 @@ def build(
     """The shared library of a design, from the cache if its like has been built before.
 
     ``verilog`` holds a module ``top`` with ``clk``, ``rst``, ``irq``, an AXI4-Lite slave
-    ``s_axi_ctrl_*`` (32-bit data) and AXI masters ``m_axi_hp<i>_*`` of ``port_bytes`` (8 or 16)
+    ``s_axi_ctrl_*`` (32-bit data) and AXI masters ``m_axi_hp<i>_*`` of ``port_bytes`` (4, 8 or 16)
     for i in 0..``ports``-1, all of which read and of which 0 writes. ``waves`` builds one that can
     write a VCD, at a third of the speed. ``probes`` names signals of at most 32 bits in ``top``
     that a recording keeps. ``harness``: another one than VerilatedTop's (benchmarks).
 
     ``UserError`` if a tool is missing or the build fails; then with the place of its output.
     """
-    if not 1 <= ports <= 8 or port_bytes not in (8, 16):
-        raise ValueError(f"ports={ports} (1..8), port_bytes={port_bytes} (8 or 16)")
+    if not 1 <= ports <= 8 or port_bytes not in (4, 8, 16):
+        raise ValueError(f"ports={ports} (1..8), port_bytes={port_bytes} (4, 8 or 16)")
     sources = (harness, Path(__file__).parent / "dram.h")
     texts = {path.name: path.read_text() for path in sources}
     texts["ports.h"] = ports_header(ports, port_bytes, probes)

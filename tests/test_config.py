@@ -18,7 +18,7 @@ SLOW = Dram(name="ddr", peak_bytes_per_s=4e9, reachable=0.9)
     [
         ({"max_rows": 0}, "max_rows = 0 must be positive"),
         ({"rows": 24}, "rows = 24 must be a power of two"),
-        ({"cols": 4}, "cols = 4 is neither 8 nor 16, the bytes of a 64 or 128-bit port beat"),
+        ({"cols": 2}, "cols = 2 is none of 4, 8 and 16, the bytes of a port beat"),
         ({"rows": 8, "cols": 16}, "rows = 8 is not a multiple of cols"),
         ({"ports": 1}, "ports x beat = 1 x 8 = 8 bytes must hold a 16-bit multiplier for each"),
         ({"rows": 64}, "ports x beat = 4 x 8 = 32 bytes must be a multiple of rows = 64"),

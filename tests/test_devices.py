@@ -38,7 +38,7 @@ SHAPES = {
     "small": ModelShape(dim=32, hidden=48, layers=1, heads=2, kv_heads=1, head_dim=16, vocab=50,
                         context=64, tied=False),
 }  # fmt: skip
-PRESETS = ("tiny", "pynq-z2", "kv260")
+PRESETS = ("tiny", "pynq-z2", "kv260", "ulx3s")
 each_preset = pytest.mark.parametrize("preset_name", PRESETS)
 verilator = pytest.mark.verilator
 

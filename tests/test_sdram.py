@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 from tokenfabric.rtl import sdram
-from tokenfabric.rtl.sdram import NOP, SdramMemory
+from tokenfabric.rtl.sdram import BEAT, NOP, SdramMemory
 from tokenfabric.sim.dram import SDR_65_X16, traffic
 from tokenfabric.sim.sdram import SimulatedSdram
 
@@ -18,6 +18,7 @@ CHIP = replace(ULX3S_SDRAM, power_up=2000)
 MHZ = 65
 DEADLINE = 40_000  # cycles
 ROW = 1 << CHIP.column_bits + 1  # bytes
+BURST = 16 * BEAT
 
 
 class Bench:
@@ -106,8 +107,8 @@ class Bench:
             return data
 
 
-def random_words(rng, count):
-    return [int(v) for v in rng.integers(0, 1 << 64, count, dtype=np.uint64)]
+def random_words(rng, count, size=BEAT):
+    return [int(v) for v in rng.integers(0, 1 << 8 * size, count, dtype=np.uint64)]
 
 
 @pytest.mark.parametrize("mhz", [25, 65, 85])
@@ -121,19 +122,19 @@ def test_all_masters_at_once_find_what_they_wrote(mhz):
         model = {}
         for _ in range(25):
             count = int(rng.integers(1, 17))
-            address = int(rng.integers(4 * ROW * 6 // 128)) * 128
-            words, strobes = random_words(rng, count), rng.integers(0, 256, count)
+            address = int(rng.integers(4 * ROW * 6 // BURST)) * BURST
+            words, strobes = random_words(rng, count), rng.integers(0, 1 << BEAT, count)
             if rng.integers(2):
-                strobes[:] = 255
+                strobes[:] = (1 << BEAT) - 1
             await bench.write(ctx, axi, address, words, strobes, rng)
             for i, (word, strobe) in enumerate(zip(words, strobes)):
-                for byte in range(8):
+                for byte in range(BEAT):
                     if strobe >> byte & 1:
-                        model[address + 8 * i + byte] = word >> 8 * byte & 255
+                        model[address + BEAT * i + byte] = word >> 8 * byte & 255
             words = await bench.read(ctx, axi, address, count, rng)
             for i, word in enumerate(words):
-                for byte in range(8):
-                    at = address + 8 * i + byte
+                for byte in range(BEAT):
+                    at = address + BEAT * i + byte
                     assert model.get(at, 0) == word >> 8 * byte & 255
 
     async def host_and_reader(ctx):
@@ -144,13 +145,14 @@ def test_all_masters_at_once_find_what_they_wrote(mhz):
         for _ in range(12):
             for _ in range(4):
                 address = base + 8 * int(rng.integers(8 * ROW // 8))
-                model[address] = random_words(rng, 1)[0]
+                model[address] = random_words(rng, 1, 8)[0]
                 await bench.host(ctx, address, model[address])
             for address in rng.choice(sorted(model), 4):
                 assert await bench.host(ctx, int(address)) == model[int(address)]
-            start = int(rng.choice(sorted(model))) // 128 * 128
+            start = int(rng.choice(sorted(model))) // BURST * BURST
             found = await bench.read(ctx, bench.dut.axi_1, start, 16, rng)
-            assert found == [model.get(start + 8 * i, 0) for i in range(16)]
+            halves = np.array([model.get(start + i, 0) for i in range(0, BURST, 8)], "<u8")
+            assert found == halves.view("<u4").tolist()
 
     bench.add(writer)
     bench.add(host_and_reader)
@@ -173,7 +175,7 @@ def test_two_streams_get_what_the_model_says(pattern):
         ctx.set(axi.arlen, 15)
         while left:
             ctx.set(axi.arvalid, asked < count)
-            ctx.set(axi.araddr, int(where[(2 * asked + port) % where.size]) * 128)
+            ctx.set(axi.araddr, int(where[(2 * asked + port) % where.size]) * BURST)
             _, _, taken, valid = await ctx.tick().sample(axi.arready & axi.arvalid, axi.rvalid)
             asked += taken
             left -= valid
@@ -184,8 +186,8 @@ def test_two_streams_get_what_the_model_says(pattern):
     bench.add(stream, 0)
     bench.add(stream, 1)
     bench.run()
-    share = 2 * count * 16 * 4 / (max(ended) - min(began))
-    model, _ = traffic(SDR_65_X16, clock_mhz=MHZ, ports=2, pattern=pattern)
+    share = 2 * count * 16 * 2 / (max(ended) - min(began))
+    model, _ = traffic(SDR_65_X16, clock_mhz=MHZ, ports=2, port_bytes=BEAT, pattern=pattern)
     assert share == pytest.approx(model, abs=0.015)
 
 

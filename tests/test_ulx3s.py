@@ -257,5 +257,5 @@ def test_every_pin_is_a_port_and_every_port_a_pin():
 
 
 def test_an_accelerator_with_other_ports_is_refused():
-    with pytest.raises(ValueError, match="two ports of 8 bytes"):
+    with pytest.raises(ValueError, match="two ports of 4 bytes"):
         Board(preset("pynq-z2"))

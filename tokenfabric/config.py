@@ -83,8 +83,8 @@ class FabricConfig:
             value = getattr(self, field)
             refuse(value & (value - 1) != 0, f"{field} = {value} must be a power of two")
         refuse(
-            self.cols not in (8, 16),
-            f"cols = {self.cols} is neither 8 nor 16, the bytes of a 64 or 128-bit port beat",
+            self.cols not in (4, 8, 16),
+            f"cols = {self.cols} is none of 4, 8 and 16, the bytes of a port beat",
         )
         word = f"ports x beat = {self.ports} x {self.cols} = {self.word_bytes} bytes"
         refuse(self.rows % self.cols != 0, f"rows = {self.rows} is not a multiple of cols")
@@ -347,19 +347,19 @@ PRESETS = {
             name="ulx3s",
             part="LFE5U-85F-6BG381C",
             rows=8,
-            cols=8,
+            cols=4,
             ports=2,
             clock_mhz=65.0,
             dram=SDR_65_X16,
             max_rows=4,
             max_context=512,
             max_head_dim=64,
-            in_chunks=512,
-            out_chunks=512,
-            res_chunks=256,
-            param_chunks=128,
+            in_chunks=1024,
+            out_chunks=1024,
+            res_chunks=512,
+            param_chunks=256,
             weight_fifo_beats=256,
-            kv_chunks=512,
+            kv_chunks=1024,
             program_words=512,
         ),
     )
