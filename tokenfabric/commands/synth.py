@@ -153,7 +153,8 @@ def _runs(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         if path := run["critical_path"]:
             remark += f": {path['from']} -> {path['to']}, {path['logic_levels']} levels, "
             remark += f"{path['logic_ns']} ns of logic, {path['routing_ns']} ns of wires"
-        rows.append(("Fmax", number(run["fmax_mhz"], 1), remark))
+        fmax = run["fmax_mhz"]
+        rows.append(("Fmax", "not routed" if fmax is None else number(fmax, 1), remark))
     best = next(run for run in result["runs"] if run["seed"] == result["seed"])
     return rows + [(name, number(n), f"of {number(m)}") for name, (n, m) in best["used"].items()]
 
