@@ -303,8 +303,10 @@ def _run(tool: str, options: list[str], directory: Path, stop: Event) -> bool:
         )  # fmt: skip
         try:
             while process.poll() is None:
-                if f"iter={ITERATIONS} wires=" in path.read_text() or time.monotonic() > end:
+                if f"iter={ITERATIONS} wires=" in path.read_text():
                     return False
+                if time.monotonic() > end:
+                    raise UserError(f"{tool} has not come to an end in {DEADLINE} s")
                 if stop.wait(POLL):
                     raise UserError(f"{tool} was stopped")
         finally:

@@ -239,7 +239,8 @@ def test_memory_changes_time_and_never_a_token(preset_name):
     prompt = rng.integers(image.vocab, size=9).tolist()
     want, cycles = None, []
     dram = DRAMS[preset(preset_name).dram.name]
-    for latency in (10, 100, 400):  # the SDRAM is so slow that it hides 40
+    hides_40 = preset_name == "ulx3s"  # its SDRAM is that slow
+    for latency in (10, 100, 400) if hides_40 else (10, 40, 200):
         device = device_for(image, dram=dram.replace(latency_cycles=latency))
         tokens, session = generate(device, image, prompt, 4)
         cycles.append(sum(job.steps[-1].cycles for job in session.jobs))

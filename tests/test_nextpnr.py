@@ -250,6 +250,12 @@ def test_a_router_that_does_not_come_to_an_end_is_given_up(tmp_path):
     assert not _stuck(tmp_path, f"Info:  iter={nextpnr.ITERATIONS} wires=5 overused=3 overuse=3")
 
 
+def test_a_tool_that_hangs_is_an_error_and_no_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(nextpnr, "DEADLINE", 1)
+    with pytest.raises(UserError, match="nextpnr_ecp5 has not come to an end in 1 s"):
+        _stuck(tmp_path, "Info: placing")
+
+
 def test_the_others_stop_when_one_fails(tmp_path):
     with pytest.raises(UserError, match="nextpnr_ecp5 was stopped"):
         _stuck(tmp_path, "Info: placing", stopped=True)
