@@ -5,6 +5,7 @@
 # make test-gates  the ULX3S's netlist, gate by gate, against the golden device (an hour or more)
 # make bench       cycles against their baselines, and how fast the simulation is
 # make bench-update   the same written as the new baselines, after a change that was meant
+# make identity    hashes of Verilog, programs, streams and model files against their baselines
 # make transcripts   the recorded runs that the tests replay, again
 # make model       train the shipped model again (about 15 minutes)
 # make clean       remove what was built; make distclean removes .venv, too
@@ -24,7 +25,7 @@ TYPES := build/types/tokenfabric
 
 export PROMPT
 
-.PHONY: demo demo-board test test-board test-gates lint bench bench-update transcripts model clean distclean
+.PHONY: demo demo-board test test-board test-gates lint identity identity-update bench bench-update transcripts model clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -50,9 +51,13 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	@rm -rf $(TYPES) && mkdir -p $(TYPES)
 	@ln -s $(CURDIR)/tokenfabric/*.py $(CURDIR)/tokenfabric/commands $(TYPES)
-	@ln -s $(CURDIR)/quant $(CURDIR)/host $(CURDIR)/sim $(TYPES)
+	@ln -s $(CURDIR)/core $(CURDIR)/compiler $(CURDIR)/quant $(CURDIR)/host $(CURDIR)/sim $(TYPES)
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
 		--cache-dir ../../.mypy_cache -p tokenfabric
+
+# What the project makes of fixed inputs, as hashes: for changes that should change none of it.
+identity identity-update: $(VENV)/.dev
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/identity.py $(if $(findstring update,$@),--update)
 
 bench bench-update: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench.py $(if $(findstring update,$@),--update)
@@ -64,7 +69,7 @@ transcripts: $(VENV)/.demo .venv-pynq4/.done
 	.venv-pynq4/bin/python tests/board/record.py
 
 model: $(VENV)/.dev
-	$(BIN)/python -m tokenfabric.quant.train -o models/stories --seed 1
+	$(BIN)/python models/stories/train.py -o models/stories --seed 1
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache

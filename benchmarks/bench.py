@@ -28,19 +28,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenfabric.host.compile import compile_model
+from tokenfabric.compiler.compile import compile_model
+from tokenfabric.core.config import FabricConfig, preset
+from tokenfabric.core.image import Image
+from tokenfabric.core.isa import RowFlag
+from tokenfabric.core.shape import shape_from
+from tokenfabric.flow.verilog import cached_verilog
 from tokenfabric.host.device import load, put_job, run
 from tokenfabric.host.driver import RegisterDevice
-from tokenfabric.host.image import Image
 from tokenfabric.host.perf import measure_decode, measure_prefill
 from tokenfabric.quant.qmodel import QModel
 from tokenfabric.sim import verilator
-from tokenfabric.sim.devices import BASE, POLL_CYCLES, PROBES, cached_verilog, make_device
+from tokenfabric.sim.devices import BASE, POLL_CYCLES, PROBES, make_device
 
 from tokenfabric.commands.options import write_json
-from tokenfabric.config import FabricConfig, preset
-from tokenfabric.isa import RowFlag
-from tokenfabric.shape import shape_from
 
 HERE = Path(__file__).resolve().parent
 CYCLES, SPEED = HERE / "cycles.json", HERE / "speed.json"
@@ -234,7 +235,7 @@ def once(kind: str, steps: int) -> None:
 def build_seconds() -> float:
     """From nothing to a simulator of pynq-z2: Verilog, Verilator, C++."""
     code = ("from tokenfabric.sim.devices import make_device\n"
-            "from tokenfabric.config import preset\n"
+            "from tokenfabric.core.config import preset\n"
             "make_device('verilator', preset('pynq-z2'), (1 << 20, 4096))")  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="tokenfabric-") as folder:
         began = time.monotonic()

@@ -14,9 +14,10 @@ from contextlib import nullcontext
 from statistics import median
 from typing import Any
 
+from tokenfabric.core.registers import offset
+
 from tokenfabric.commands.options import add_json, print_table, write_json
 from tokenfabric.notebook import load, open_board
-from tokenfabric.registers import offset
 
 PROMPT = "One windy day, Lily"
 CALLS = 500

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from tokenfabric.host.image import PAGE, Image
-
-from tokenfabric.isa import JOB
-from tokenfabric.registers import ERROR_TEXT, Error, State
+from tokenfabric.core.image import PAGE, Image
+from tokenfabric.core.isa import JOB
+from tokenfabric.core.registers import ERROR_TEXT, Error, State
 
 __all__ = [
     "Device",

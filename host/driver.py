@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from tokenfabric.core import registers
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.isa import JOB
+from tokenfabric.core.registers import Error, State
 from tokenfabric.host.device import DeviceError, DeviceLost, DeviceTimeout
-
-from tokenfabric import registers
-from tokenfabric.errors import UserError
-from tokenfabric.isa import JOB
-from tokenfabric.registers import Error, State
 
 __all__ = ["Bus", "RegisterDevice"]
 

@@ -13,9 +13,9 @@ from hashlib import sha256
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from tokenfabric import registers
-from tokenfabric.boards import INSTANCE, VLNV, BoardSpec
-from tokenfabric.config import FabricConfig
+from tokenfabric.core import registers
+from tokenfabric.core.boards import INSTANCE, VLNV, BoardSpec
+from tokenfabric.core.config import FabricConfig
 
 __all__ = ["CONTROL_BYTES", "GPIO_BASE", "GPIO_BYTES", "bitfile", "design", "design_of", "handoff"]
 

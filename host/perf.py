@@ -7,17 +7,16 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from tokenfabric.host.compile import Work
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.image import Image
+from tokenfabric.core.isa import RowFlag
+from tokenfabric.core.registers import COUNTERS
+from tokenfabric.core.work import decode_rates, seconds_of
 from tokenfabric.host.device import load, put_job, run
-from tokenfabric.host.image import Image
 from tokenfabric.host.session import Job
 
-from tokenfabric.config import FabricConfig
-from tokenfabric.errors import UserError
-from tokenfabric.isa import RowFlag
-from tokenfabric.registers import COUNTERS
-
-__all__ = ["decode_rates", "measure_decode", "measure_prefill", "session_cycles"]
+__all__ = ["measure_decode", "measure_prefill", "session_cycles"]
 
 STEPS = 5  # autonomous decode steps; the first, which fills the pipelines, does not count
 DEADLINE = 3600.0
@@ -40,24 +39,6 @@ def _job(device: Any, image: Image, rows: list[dict[str, int]], steps: int = 1) 
     counters["read_beats"] = sum(beats)
     counters["write_beats"] = device.register("WRITE_BEATS")
     return counters
-
-
-def _seconds(cfg: FabricConfig, cycles: float) -> float:
-    return cycles / (cfg.clock_mhz * 1e6)
-
-
-def decode_rates(
-    cfg: FabricConfig, image: Image | Work, cycles: float, positions: float
-) -> dict[str, float]:
-    """Of a decode step of so many cycles that looks at so many positions of the KV cache."""
-    weights = image.layer_bytes + image.classifier_bytes
-    useful = weights + image.kv_bytes_per_position * positions
-    seconds = _seconds(cfg, cycles)
-    return {
-        "useful_bytes_per_step": useful,
-        "bandwidth_fraction": useful / (seconds * cfg.dram.peak_bytes_per_s),
-        "tokens_per_second": 1 / seconds,
-    }
 
 
 def session_cycles(jobs: Sequence[Job]) -> tuple[float, float]:
@@ -112,7 +93,7 @@ def measure_decode(device: Any, cfg: FabricConfig, image: Image, context: int) -
         "mac_fraction": macs / (cycles * cfg.macs),
         "spans": spans,
         "counters": counters,
-        **decode_rates(cfg, image, cycles, float(positions.mean())),
+        **decode_rates(cfg, image.work, cycles, float(positions.mean())),
     }
 
 
@@ -138,7 +119,7 @@ def measure_prefill(device: Any, cfg: FabricConfig, image: Image, count: int) ->
     layers = total["cycles"]
     rows[-1]["flags"] = int(RowFlag.WANT_LOGITS)
     classifier = _job(device, image, rows)["cycles"] - counters["cycles"]
-    seconds = _seconds(cfg, layers + classifier)
+    seconds = seconds_of(cfg, layers + classifier)
     kv = image.kv_bytes_per_position * sum(
         min(at + image.rows, count) for at in range(0, count, image.rows)
     )
@@ -152,7 +133,7 @@ def measure_prefill(device: Any, cfg: FabricConfig, image: Image, count: int) ->
         "classifier_cycles": classifier,
         "bytes_per_step": (total["read_beats"] + total["write_beats"]) * cfg.port_bytes / steps,
         "useful_bytes_per_step": useful / steps,
-        "bandwidth_fraction": useful / (_seconds(cfg, layers) * cfg.dram.peak_bytes_per_s),
+        "bandwidth_fraction": useful / (seconds_of(cfg, layers) * cfg.dram.peak_bytes_per_s),
         "mac_fraction": macs / (layers * cfg.macs),
         "tokens_per_second": count / seconds,
         "spans": spans,

@@ -22,15 +22,14 @@ from typing import Any
 
 import numpy as np
 import pynq
+from tokenfabric.core import registers
+from tokenfabric.core.boards import VLNV
+from tokenfabric.core.config import PRESETS, FabricConfig, preset
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.image import Image
+from tokenfabric.core.registers import State
 from tokenfabric.host.device import DeviceLost, DeviceTimeout
 from tokenfabric.host.driver import RegisterDevice
-from tokenfabric.host.image import Image
-
-from tokenfabric import registers
-from tokenfabric.boards import VLNV
-from tokenfabric.config import PRESETS, FabricConfig, preset
-from tokenfabric.errors import UserError
-from tokenfabric.registers import State
 
 __all__ = ["Board", "Caller", "PynqBus", "TokenFabricIP"]
 

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenfabric.core import __version__
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.files import read_bytes, show
+from tokenfabric.core.registers import Error, State
 from tokenfabric.host.device import Device, DeviceError, DeviceLost, DeviceTimeout
-
-import tokenfabric
-from tokenfabric.errors import UserError
-from tokenfabric.files import read_bytes, show
-from tokenfabric.registers import Error, State
 
 __all__ = ["Recorder", "Replay"]
 
@@ -70,7 +69,7 @@ class Recorder:
                 "made_by": made_by,
                 "preset": preset,
                 "fingerprint": self.fingerprint,
-                "tokenfabric": tokenfabric.__version__,
+                "tokenfabric": __version__,
                 "python": platform.python_version(),
                 "numpy": np.__version__,
             }

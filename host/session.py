@@ -9,6 +9,10 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.image import Image
+from tokenfabric.core.isa import DESCRIPTOR, DESCRIPTOR_WORDS, ROW, ROW_WORDS, RowFlag
+from tokenfabric.core.registers import State
 from tokenfabric.host.device import (
     Device,
     DeviceError,
@@ -19,11 +23,6 @@ from tokenfabric.host.device import (
     put_job,
     raise_error,
 )
-from tokenfabric.host.image import Image
-
-from tokenfabric.errors import UserError
-from tokenfabric.isa import DESCRIPTOR, DESCRIPTOR_WORDS, ROW, ROW_WORDS, RowFlag
-from tokenfabric.registers import State
 
 __all__ = ["Context", "Job", "Sampler", "Session", "Step", "check_prompt"]
 

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+from tokenfabric.core.config import PRESETS
+from tokenfabric.core.image import Image
+from tokenfabric.core.work import decode_rates
 from tokenfabric.host.device import Device
-from tokenfabric.host.image import Image
-from tokenfabric.host.perf import decode_rates, session_cycles
+from tokenfabric.host.perf import session_cycles
 from tokenfabric.host.session import Sampler, Session
 from tokenfabric.host.tokenizer import Decoder, Tokenizer
-
-from tokenfabric.config import PRESETS
 
 __all__ = ["LLM", "Batch", "Generation", "Stats"]
 
@@ -271,7 +271,7 @@ class _Run:
         cfg = PRESETS.get(image.preset)
         if not cycles or cfg is None or cfg.fingerprint != image.fingerprint:
             return Stats(given, count, seconds, cycles or None, None, None)
-        rates = decode_rates(cfg, image, cycles, positions)
+        rates = decode_rates(cfg, image.work, cycles, positions)
         board, share = rates["tokens_per_second"], rates["bandwidth_fraction"]
         return Stats(given, count, seconds, cycles, board, share)
 

@@ -32,11 +32,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from tokenfabric.errors import UserError
-from tokenfabric.files import parse_json_object, read_bytes, read_json_object, show
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.files import parse_json_object, read_bytes, read_json_object, show
 
 VERSION = 1
-MAX_VOCAB = 1 << 20  # as in tokenfabric.shape
+MAX_VOCAB = 1 << 20  # as in tokenfabric.core.shape
 
 # What a step of text preparation may be: [name, *arguments].
 #   ["form", "NFC"]                        Unicode normal form

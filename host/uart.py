@@ -1,4 +1,4 @@
-"""The bus over a serial line, as ``tokenfabric.link`` says: to a board without a processor."""
+"""The bus over a serial line, as ``tokenfabric.core.link`` says: to a board without a processor."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
+from tokenfabric.core.boards import ULX3S_SDRAM
+from tokenfabric.core.config import preset
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.image import Image
+from tokenfabric.core.link import BAD, BAUD, OK, SILENCE, UNIT, Command
 from tokenfabric.host.device import DeviceLost
 from tokenfabric.host.driver import RegisterDevice
-from tokenfabric.host.image import Image
-
-from tokenfabric.boards import ULX3S_SDRAM
-from tokenfabric.config import preset
-from tokenfabric.errors import UserError
-from tokenfabric.link import BAD, BAUD, OK, SILENCE, UNIT, Command
 
 __all__ = ["Line", "SerialBoard", "UartBus", "open_device"]
 

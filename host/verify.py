@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from tokenfabric.core.image import Image
 from tokenfabric.host.device import DeviceError, load, put_job, run
-from tokenfabric.host.image import Image
 from tokenfabric.host.session import Job
 
 __all__ = ["cache_tensors", "replay"]

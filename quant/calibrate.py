@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenfabric.core.errors import UserError
 from tokenfabric.quant.checkpoint import Checkpoint
 from tokenfabric.quant.float_model import forward, sample_texts
-
-from tokenfabric.errors import UserError
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]  # what, done, of how many

@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from tokenfabric.errors import UserError
-from tokenfabric.files import file_size, parse_json_object, show
-from tokenfabric.shape import ModelShape, shape_from_config
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.files import file_size, parse_json_object, show
+from tokenfabric.core.shape import ModelShape, shape_from_config
 
 Float = npt.NDArray[np.float32]
 

@@ -8,14 +8,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.files import read_bytes
+from tokenfabric.core.tensors import TensorClass
 from tokenfabric.quant import float_model
 from tokenfabric.quant.calibrate import Progress
 from tokenfabric.quant.checkpoint import Checkpoint
 from tokenfabric.quant.qmodel import Array, QModel
-
-from tokenfabric.errors import UserError
-from tokenfabric.files import read_bytes
-from tokenfabric.tensors import TensorClass
 
 MAX_TOKENS = 256  # of one text
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenfabric.core.errors import UserError
 from tokenfabric.quant.checkpoint import Checkpoint
-
-from tokenfabric.errors import UserError
 
 Array = npt.NDArray[Any]
 Trace = Callable[[str, Array], None]

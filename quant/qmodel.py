@@ -21,14 +21,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from tokenfabric import ops
-from tokenfabric.container import ALIGN, read_container, write_container
-from tokenfabric.errors import UserError
-from tokenfabric.files import show
-from tokenfabric.fixed import int_limits, round_up, saturate
-from tokenfabric.shape import ModelShape
-from tokenfabric.tensors import TensorClass
+from tokenfabric.core import ops
+from tokenfabric.core.container import ALIGN, read_container, write_container
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.files import show
+from tokenfabric.core.fixed import int_limits, round_up, saturate
+from tokenfabric.core.shape import ModelShape
+from tokenfabric.core.tensors import TensorClass
 
 Array = npt.NDArray[Any]
 Trace = Callable[[str, Array], None]
@@ -57,7 +56,7 @@ class Linear:
 
 @dataclass
 class Norm:
-    """Arguments of :func:`tokenfabric.ops.rmsnorm`: gain int16 [dim], the rest integers.
+    """Arguments of :func:`tokenfabric.core.ops.rmsnorm`: gain int16 [dim], the rest integers.
 
     frac: fraction bits of the result.
     """
@@ -368,8 +367,8 @@ def _random(shape: ModelShape, seed: int) -> QModel:
 
 # --- the model file ----------------------------------------------------------------------------
 #
-# The frame is that of tokenfabric.container. The header holds recipe, shape, every scalar and a
-# table of the arrays that follow: little endian, in the order of _table, each at a multiple of 64.
+# The frame is that of core/container.py. The header holds recipe, shape, every scalar and a table
+# of the arrays that follow: little endian, in the order of _table, each at a multiple of 64.
 
 MAGIC = b"TKFMODL\x01"
 _WRITER = "tokenfabric quantize"

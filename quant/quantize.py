@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from tokenfabric.core import ops
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.files import show
+from tokenfabric.core.fixed import saturate
+from tokenfabric.core.shape import ModelShape
 from tokenfabric.quant.calibrate import (
     Array,
     LayerStats,
@@ -25,12 +30,6 @@ from tokenfabric.quant.calibrate import (
 from tokenfabric.quant.checkpoint import Checkpoint, Layer
 from tokenfabric.quant.evaluate import Encoder, read_sequences
 from tokenfabric.quant.qmodel import Linear, Norm, QLayer, QModel, q_factor, scaled_multipliers
-
-from tokenfabric import ops
-from tokenfabric.errors import UserError
-from tokenfabric.files import show
-from tokenfabric.fixed import saturate
-from tokenfabric.shape import ModelShape
 
 RECIPES = {
     "w8": "8-bit weights per output channel, rounded with GPTQ",

@@ -5,10 +5,9 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core.config import ACC_BITS, FabricConfig
 from tokenfabric.rtl.memory import Ram
 from tokenfabric.rtl.systolic import psum_shape
-
-from tokenfabric.config import ACC_BITS, FabricConfig
 
 __all__ = ["Accumulators", "sums_layout"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core.config import FabricConfig
 from tokenfabric.rtl.layouts import (
     ADDRESS_BITS,
     CHUNK_BITS,
@@ -23,8 +24,6 @@ from tokenfabric.rtl.layouts import (
 )
 from tokenfabric.rtl.mac import multiply
 from tokenfabric.rtl.memory import Fifo
-
-from tokenfabric.config import FabricConfig
 
 __all__ = ["AttentionControl", "AttentionPlan", "attention_job"]
 

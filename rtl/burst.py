@@ -5,9 +5,8 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core.config import BURST_BEATS, FabricConfig
 from tokenfabric.rtl.layouts import ADDRESS_BITS, BeatTag, fetch_command, windows
-
-from tokenfabric.config import BURST_BEATS, FabricConfig
 
 __all__ = [
     "Splitter",

@@ -5,11 +5,10 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core import registers
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.registers import Error, State
 from tokenfabric.rtl.axi import lite
-
-from tokenfabric import registers
-from tokenfabric.config import FabricConfig
-from tokenfabric.registers import Error, State
 
 __all__ = ["Counters", "RegisterPort", "Supervisor"]
 

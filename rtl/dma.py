@@ -5,6 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+from tokenfabric.core.config import BURST_BEATS, FabricConfig
 from tokenfabric.rtl.axi import read_master
 from tokenfabric.rtl.burst import (
     BLOCK_BITS,
@@ -24,8 +25,6 @@ from tokenfabric.rtl.layouts import (
     windows,
 )
 from tokenfabric.rtl.memory import Fifo
-
-from tokenfabric.config import BURST_BEATS, FabricConfig
 
 __all__ = ["LEAD", "Fetch", "ReadPort", "WeightPort", "WeightStream"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core.config import BURST_BEATS, FabricConfig
 from tokenfabric.rtl.layouts import (
     ADDRESS_BITS,
     CHUNK_BITS,
@@ -18,8 +19,6 @@ from tokenfabric.rtl.layouts import (
     row_record,
 )
 from tokenfabric.rtl.requantize import Requantize
-
-from tokenfabric.config import BURST_BEATS, FabricConfig
 
 __all__ = ["Embed", "stream_to_memory"]
 

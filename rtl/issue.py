@@ -5,12 +5,11 @@ from __future__ import annotations
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.isa import Op
 from tokenfabric.rtl.lanes import Lanes
 from tokenfabric.rtl.layouts import CHUNK_BITS, count_shape, index_shape, instruction_layout
 from tokenfabric.rtl.walker import Part, Walker
-
-from tokenfabric.config import FabricConfig
-from tokenfabric.isa import Op
 
 __all__ = ["BEATS", "DATA", "ITEMS", "MEAN", "OPERANDS", "PRODUCT", "READ", "RESULT"]
 __all__ += ["Issue", "tag_layout"]

@@ -12,10 +12,9 @@ from __future__ import annotations
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+from tokenfabric.core.config import BURST_BEATS, FabricConfig
 from tokenfabric.rtl.layouts import kv_beat, kv_command
 from tokenfabric.rtl.memory import Fifo, Ram
-
-from tokenfabric.config import BURST_BEATS, FabricConfig
 
 __all__ = ["Allocator", "Dealer", "Drainer", "Filler", "KvBuffer", "Lane"]
 

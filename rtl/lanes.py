@@ -5,11 +5,10 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core import ops
 from tokenfabric.rtl.mac import multiply
 from tokenfabric.rtl.memory import Rom
 from tokenfabric.rtl.pipeline import delay
-
-from tokenfabric import ops
 
 __all__ = ["Lane", "Lanes", "ShiftRound", "Sigmoid", "clamp"]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from amaranth.hdl import signed, unsigned
 from amaranth.lib import data, enum
-
-from tokenfabric import isa
-from tokenfabric.config import FabricConfig
-from tokenfabric.ops import ACT_BITS, MULT_BITS, RES_BITS, WEIGHT_BITS
+from tokenfabric.core import isa
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.ops import ACT_BITS, MULT_BITS, RES_BITS, WEIGHT_BITS
 
 __all__ = [
     "ADDRESS_BITS",

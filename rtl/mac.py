@@ -5,8 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Array, Module, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
-
-from tokenfabric.ops import ACT_BITS, WEIGHT_BITS
+from tokenfabric.core.ops import ACT_BITS, WEIGHT_BITS
 
 __all__ = ["PRODUCT_BITS", "FabricMultipliers", "multiply"]
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.ops import ACT_BITS, MULT_BITS
 from tokenfabric.rtl.accumulate import Accumulators, sums_layout
 from tokenfabric.rtl.layouts import (
     CHUNK_BITS,
@@ -25,9 +27,6 @@ from tokenfabric.rtl.memory import Fifo, Ram, read_port, write_port
 from tokenfabric.rtl.pipeline import delays
 from tokenfabric.rtl.requantize import Requantize
 from tokenfabric.rtl.systolic import SystolicArray, array_latency
-
-from tokenfabric.config import FabricConfig
-from tokenfabric.ops import ACT_BITS, MULT_BITS
 
 __all__ = ["Drain", "Issue", "Loader", "MatmulEngine"]
 

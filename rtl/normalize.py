@@ -5,10 +5,9 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core import ops
 from tokenfabric.rtl.mac import multiply
 from tokenfabric.rtl.memory import Rom
-
-from tokenfabric import ops
 
 __all__ = ["Normalize", "Recip", "Recip127", "Rsqrt"]
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core.config import ACC_BITS, FabricConfig
+from tokenfabric.core.ops import MULT_BITS, RES_BITS
 from tokenfabric.rtl.accumulate import sums_layout
 from tokenfabric.rtl.mac import multiply
 from tokenfabric.rtl.pipeline import delays
-
-from tokenfabric.config import ACC_BITS, FabricConfig
-from tokenfabric.ops import MULT_BITS, RES_BITS
 
 __all__ = ["Requantize"]
 

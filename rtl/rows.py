@@ -5,11 +5,10 @@ from __future__ import annotations
 from amaranth.hdl import Module, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core import isa
+from tokenfabric.core.config import FabricConfig
 from tokenfabric.rtl.layouts import index_shape, row_record
 from tokenfabric.rtl.memory import Ram, write_port
-
-from tokenfabric import isa
-from tokenfabric.config import FabricConfig
 
 __all__ = ["RowTable", "WantTable", "changed_beats", "row_beats", "row_port", "want_entry"]
 

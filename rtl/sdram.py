@@ -8,13 +8,12 @@ from __future__ import annotations
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core.boards import SdramChip
+from tokenfabric.core.config import BURST_BEATS
+from tokenfabric.core.link import UNIT
 from tokenfabric.rtl.axi import memory_port
 from tokenfabric.rtl.memory import Fifo
 from tokenfabric.rtl.pipeline import delay, delays
-
-from tokenfabric.boards import SdramChip
-from tokenfabric.config import BURST_BEATS
-from tokenfabric.link import UNIT
 
 __all__ = ["BEAT", "SdramController", "SdramMemory", "host_port", "pins"]
 

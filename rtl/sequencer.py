@@ -7,6 +7,11 @@ from typing import ClassVar
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core import isa
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.fixed import ceil_div
+from tokenfabric.core.isa import Op, RowFlag, Unit
+from tokenfabric.core.registers import Error
 from tokenfabric.rtl.layouts import (
     BeatTag,
     MatmulKind,
@@ -22,12 +27,6 @@ from tokenfabric.rtl.layouts import (
 )
 from tokenfabric.rtl.memory import Ram, read_port
 from tokenfabric.rtl.rows import changed_beats, row_beats, row_port, want_entry
-
-from tokenfabric import isa
-from tokenfabric.config import FabricConfig
-from tokenfabric.fixed import ceil_div
-from tokenfabric.isa import Op, RowFlag, Unit
-from tokenfabric.registers import Error
 
 __all__ = ["Descriptor", "Issue", "ProgramMemory", "Steps", "descriptor_layout"]
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core import ops
+from tokenfabric.core.config import FabricConfig
 from tokenfabric.rtl import layouts
 from tokenfabric.rtl.mac import multiply
 from tokenfabric.rtl.memory import Ram, Rom, read_port
 from tokenfabric.rtl.normalize import Recip
-
-from tokenfabric import ops
-from tokenfabric.config import FabricConfig
 
 __all__ = ["ALIGN_BITS", "Exponential", "RowMaximum", "RowTotal", "SoftmaxUnit"]
 

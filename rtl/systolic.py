@@ -5,11 +5,10 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Module, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.ops import ACT_BITS, WEIGHT_BITS
 from tokenfabric.rtl.mac import PRODUCT_BITS, FabricMultipliers, multiply
 from tokenfabric.rtl.pipeline import delays
-
-from tokenfabric.config import FabricConfig
-from tokenfabric.ops import ACT_BITS, WEIGHT_BITS
 
 __all__ = ["SystolicArray", "array_latency", "psum_shape"]
 

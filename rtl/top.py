@@ -5,6 +5,11 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core import registers
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.isa import Unit
+from tokenfabric.core.ops import ACT_BITS, RES_BITS
+from tokenfabric.core.registers import Error
 from tokenfabric.rtl.attention import AttentionControl
 from tokenfabric.rtl.axi import lite, memory_port, read_master, write_master
 from tokenfabric.rtl.control import Counters, RegisterPort, Supervisor, register_values
@@ -20,12 +25,6 @@ from tokenfabric.rtl.softmax import SoftmaxUnit
 from tokenfabric.rtl.vector import VectorUnit
 from tokenfabric.rtl.writeback import SaturationCounter, Writeback
 from tokenfabric.rtl.writer import Writer
-
-from tokenfabric import registers
-from tokenfabric.config import FabricConfig
-from tokenfabric.isa import Unit
-from tokenfabric.ops import ACT_BITS, RES_BITS
-from tokenfabric.registers import Error
 
 __all__ = ["Datapath", "Top"]
 

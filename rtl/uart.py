@@ -1,15 +1,14 @@
-"""The host's link over a serial line: registers and memory, as ``tokenfabric.link`` says."""
+"""The host's link over a serial line: registers and memory, as ``tokenfabric.core.link`` says."""
 
 from __future__ import annotations
 
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core.link import BAD, OK, SILENCE, UNIT
 from tokenfabric.rtl.axi import lite
 from tokenfabric.rtl.control import RegisterPort
 from tokenfabric.rtl.sdram import host_port
-
-from tokenfabric.link import BAD, OK, SILENCE, UNIT
 
 __all__ = ["Link", "divisor"]
 

@@ -19,13 +19,12 @@ from amaranth.hdl import (
 )
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core.boards import ULX3S_SDRAM
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.link import BAUD, SILENCE
 from tokenfabric.rtl.sdram import BEAT, SdramMemory, pins
 from tokenfabric.rtl.top import Top
 from tokenfabric.rtl.uart import Link
-
-from tokenfabric.boards import ULX3S_SDRAM
-from tokenfabric.config import FabricConfig
-from tokenfabric.link import BAUD, SILENCE
 
 __all__ = ["PINS", "Board", "Ulx3s", "constraints"]
 

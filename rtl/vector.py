@@ -5,6 +5,8 @@ from __future__ import annotations
 from amaranth.hdl import Cat, EnableInserter, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core import ops
+from tokenfabric.core.config import FabricConfig
 from tokenfabric.rtl.issue import (
     BEATS,
     DATA,
@@ -39,9 +41,6 @@ from tokenfabric.rtl.memory import Fifo, Ram, read_port, write_port
 from tokenfabric.rtl.normalize import Recip127, Rsqrt
 from tokenfabric.rtl.pipeline import delay
 from tokenfabric.rtl.walker import Part
-
-from tokenfabric import ops
-from tokenfabric.config import FabricConfig
 
 __all__ = ["VectorUnit"]
 

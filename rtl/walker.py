@@ -5,9 +5,8 @@ from __future__ import annotations
 from amaranth.hdl import Module, Mux, Signal, unsigned
 from amaranth.lib import enum, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core.config import FabricConfig
 from tokenfabric.rtl.layouts import CHUNK_BITS, count_shape, index_shape
-
-from tokenfabric.config import FabricConfig
 
 __all__ = ["Part", "Walker"]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.ops import ACT_BITS, RES_BITS
 from tokenfabric.rtl.layouts import (
     ADDRESS_BITS,
     CHUNK_BITS,
@@ -15,9 +17,6 @@ from tokenfabric.rtl.layouts import (
 )
 from tokenfabric.rtl.memory import Fifo, Ram, read_port, write_port
 from tokenfabric.rtl.pipeline import delay, delays
-
-from tokenfabric.config import FabricConfig
-from tokenfabric.ops import ACT_BITS, RES_BITS
 
 __all__ = ["Argmax", "LogitsWriter", "SaturationCounter", "Writeback"]
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+from tokenfabric.core.config import FabricConfig
 from tokenfabric.rtl.axi import write_master
 from tokenfabric.rtl.burst import BLOCK_BITS, WindowCheck, beat_bits, burst
 from tokenfabric.rtl.layouts import ADDRESS_BITS, windows, write_beat
 from tokenfabric.rtl.memory import Fifo
-
-from tokenfabric.config import FabricConfig
 
 __all__ = ["Collector", "Writer"]
 

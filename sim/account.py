@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from tokenfabric.host.image import PAGE, Image
+from tokenfabric.core import isa
+from tokenfabric.core.image import PAGE, Image
+from tokenfabric.core.isa import Instruction, Op, Unit
+from tokenfabric.core.registers import COUNTERS
 from tokenfabric.sim.verilator import READ, REFRESH, TURN, WRITE, Recording
-
-from tokenfabric import isa
-from tokenfabric.isa import Instruction, Op, Unit
-from tokenfabric.registers import COUNTERS
 
 __all__ = ["DATA", "LOST", "Bar", "Trace", "account", "trace", "traces"]
 

@@ -21,13 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tokenfabric.core.boards import BoardSpec
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.files import write_file
 from tokenfabric.host.handoff import bitfile, handoff
 from tokenfabric.sim.board_model import BoardFault, BoardModel
-
-from tokenfabric.boards import BoardSpec
-from tokenfabric.config import FabricConfig
-from tokenfabric.errors import UserError
-from tokenfabric.files import write_file
 
 __all__ = ["PORT", "VirtualBoard", "serve", "virtual_board", "write_design"]
 

@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tokenfabric.core import registers
+from tokenfabric.core.boards import BoardSpec
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.registers import State
 from tokenfabric.host.handoff import (
     CONTROL_BYTES,
     GPIO_BASE,
@@ -26,11 +30,6 @@ from tokenfabric.host.handoff import (
     handoff,
 )
 from tokenfabric.sim.axi_monitor import SimulationError
-
-from tokenfabric import registers
-from tokenfabric.boards import BoardSpec
-from tokenfabric.config import FabricConfig
-from tokenfabric.registers import State
 
 __all__ = ["CMA_BASE", "BoardFault", "BoardModel"]
 

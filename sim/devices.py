@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.errors import UserError
 from tokenfabric.host.driver import RegisterDevice
 
-from tokenfabric.config import FabricConfig
-from tokenfabric.errors import UserError
-
-__all__ = ["DEVICES", "VerilatedBus", "make_device", "verilog_of"]
+__all__ = ["DEVICES", "VerilatedBus", "make_device"]
 
 DEVICES = ("golden", "pysim", "verilator")
 POLL_CYCLES = 20_000  # simulated between two looks at the ring
@@ -39,15 +38,6 @@ class VerilatedBus:
 
     def advance(self) -> None:
         self.top.run(POLL_CYCLES)
-
-
-def verilog_of(cfg: FabricConfig, board: bool = False) -> str:
-    """The Verilog of the accelerator, or of the whole ULX3S with it."""
-    from tokenfabric.rtl.top import Top
-    from tokenfabric.rtl.ulx3s import Ulx3s
-    from tokenfabric.rtl.verilog import to_verilog
-
-    return to_verilog(Ulx3s(cfg) if board else Top(cfg))
 
 
 def make_device(
@@ -92,6 +82,7 @@ def simulated_top(
     dram: Any = None,
 ) -> Any:
     """The Verilated accelerator, built if it has not been; options as of :func:`make_device`."""
+    from tokenfabric.flow.verilog import cached_verilog
     from tokenfabric.sim import verilator
     from tokenfabric.sim.dram import DRAMS
 
@@ -120,25 +111,3 @@ def simulated_top(
     if waves is not None:
         top.trace(waves)
     return top
-
-
-def cached_verilog(
-    cfg: FabricConfig, progress: Callable[[str], None] | None = None, board: bool = False
-) -> str:
-    """:func:`verilog_of`, kept between runs under a hash of the config and of our RTL sources."""
-    import tokenfabric.rtl as rtl
-
-    from tokenfabric import boards, config, fixed, isa, link, ops, registers
-    from tokenfabric.toolchain import cached, digest
-
-    modules = (boards, config, fixed, isa, link, ops, registers)
-    contract = [Path(str(module.__file__)) for module in modules]
-    sources = [*contract, *sorted(Path(rtl.__file__).parent.glob("*.py"))]
-    key = digest(repr((cfg, board)), *(path.read_bytes() for path in sources))
-
-    def make(directory: Path) -> None:
-        if progress is not None:
-            progress(f"{cfg.name}: generating Verilog")
-        (directory / "top.v").write_text(verilog_of(cfg, board))
-
-    return (cached("verilog", key, make, progress) / "top.v").read_text()

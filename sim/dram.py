@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from tokenfabric.boards import ULX3S_SDRAM
-from tokenfabric.toolchain import shared_library
+from tokenfabric.core.boards import ULX3S_SDRAM
+from tokenfabric.flow.toolchain import shared_library
 
 FRACTION_BITS = 16
 MAX_IN_FLIGHT = 16  # kRing in dram.h

@@ -6,13 +6,12 @@ Obvious rather than fast. Hardware that differs from it is wrong.
 from __future__ import annotations
 
 import numpy as np
+from tokenfabric.core import isa, ops
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.fixed import ceil_div, saturate
+from tokenfabric.core.isa import Dest, Instruction, Op, RowFlag
+from tokenfabric.core.registers import SATURATION_COUNTERS, Error, State
 from tokenfabric.host.device import DeviceError
-
-from tokenfabric import isa, ops
-from tokenfabric.config import FabricConfig
-from tokenfabric.fixed import ceil_div, saturate
-from tokenfabric.isa import Dest, Instruction, Op, RowFlag
-from tokenfabric.registers import SATURATION_COUNTERS, Error, State
 
 __all__ = ["GoldenDevice"]
 

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from amaranth.hdl import Cat
 from amaranth.sim import Simulator
+from tokenfabric.core.config import FabricConfig
 from tokenfabric.rtl.top import Top
 from tokenfabric.sim.axi_monitor import AxiProtocolError
 from tokenfabric.sim.pysim_memory import OKAY, AxiMemory
 from tokenfabric.sim.verilator import DEFAULT_BASE, RegisterError
-
-from tokenfabric.config import FabricConfig
 
 __all__ = ["PysimBus"]
 

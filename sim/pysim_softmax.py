@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from amaranth.sim import Simulator
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.fixed import round_up, to_signed
+from tokenfabric.core.ops import ACT_BITS
 from tokenfabric.rtl.softmax import SoftmaxUnit
-
-from tokenfabric.config import FabricConfig
-from tokenfabric.errors import UserError
-from tokenfabric.fixed import round_up, to_signed
-from tokenfabric.ops import ACT_BITS
 
 __all__ = ["SoftmaxRun", "simulate_softmax"]
 

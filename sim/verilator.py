@@ -17,11 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenfabric.sim.axi_monitor import AxiProtocolError, SimulationError
-from tokenfabric.sim.dram import DDR3_1050_X16, DramParameters, DramSpec
-
-from tokenfabric.errors import UserError
-from tokenfabric.toolchain import (
+from tokenfabric.core.errors import UserError
+from tokenfabric.flow.toolchain import (
     Progress,
     cached,
     compiler,
@@ -29,6 +26,8 @@ from tokenfabric.toolchain import (
     run_all,
     verilator,
 )
+from tokenfabric.sim.axi_monitor import AxiProtocolError, SimulationError
+from tokenfabric.sim.dram import DDR3_1050_X16, DramParameters, DramSpec
 
 VERILATE = ("--cc", "--no-timing", "-O3", "-Wno-fatal", "-Wno-lint", "--noassert")
 COMPILE = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-faligned-new", "-w", "-DVERILATOR=1",
@@ -77,10 +76,10 @@ def build(
 
 
 def build_with(
-    source: str, headers: Sequence[str], verilog: str, progress: Progress | None = None
+    source: Path, headers: Sequence[Path], verilog: str, progress: Progress | None = None
 ) -> Path:
-    """The shared library of a design with another harness, a C++ file beside this one."""
-    texts = {name: (Path(__file__).parent / name).read_text() for name in (source, *headers)}
+    """The shared library of a design with another harness: a C++ file and what it includes."""
+    texts = {path.name: path.read_text() for path in (source, *headers)}
     return _build(verilog, {**texts, "probes.vlt": "`verilator_config\n"}, False, progress)
 
 

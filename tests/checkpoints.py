@@ -7,9 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+from tokenfabric.core.shape import ModelShape
 from tokenfabric.quant.checkpoint import Checkpoint, Layer
-
-from tokenfabric.shape import ModelShape
 
 TINY = ModelShape(
     dim=16, hidden=24, layers=2, heads=4, kv_heads=2, head_dim=4, vocab=40, context=32

@@ -7,9 +7,8 @@ import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge
 from softmax_jobs import Job, pack, pack_fields, unpack
+from tokenfabric.core.config import preset
 from tokenfabric.rtl import layouts
-
-from tokenfabric.config import preset
 
 CFG = preset(os.environ["TOKENFABRIC_PRESET"])
 LATENCY = int(os.environ["LATENCY"])

@@ -7,8 +7,7 @@ import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge
 from systolic_tiles import expected, random_tiles, schedule
-
-from tokenfabric.config import preset
+from tokenfabric.core.config import preset
 
 CFG = preset(os.environ["TOKENFABRIC_PRESET"])
 LATENCY = int(os.environ["LATENCY"])

@@ -1,6 +1,6 @@
 """Configs for tests besides the presets."""
 
-from tokenfabric.config import preset
+from tokenfabric.core.config import preset
 
 # As small as ports of 128 bits allow, with some of the array's multipliers in LUTs.
 TINY16 = preset("tiny").replace(

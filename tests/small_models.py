@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from tokenfabric.host.compile import compile_model
-from tokenfabric.host.image import Image
+from tokenfabric.compiler.compile import compile_model
+from tokenfabric.core.config import FabricConfig, preset
+from tokenfabric.core.image import Image
+from tokenfabric.core.shape import ModelShape
 from tokenfabric.host.tokenizer import Tokenizer
 from tokenfabric.quant.qmodel import QModel
 from tokenfabric.sim.golden import GoldenDevice
-
-from tokenfabric.config import FabricConfig, preset
-from tokenfabric.shape import ModelShape
 
 SMALL = ModelShape(
     dim=64, hidden=96, layers=2, heads=4, kv_heads=2, head_dim=16, vocab=96, context=64

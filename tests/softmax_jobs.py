@@ -1,9 +1,8 @@
 """Random softmax commands with what must come of them, for the tests in pysim and under cocotb."""
 
 import numpy as np
-
-from tokenfabric import ops
-from tokenfabric.fixed import to_signed
+from tokenfabric.core import ops
+from tokenfabric.core.fixed import to_signed
 
 
 def pack(values, bits: int = 16) -> int:

@@ -4,7 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from tokenfabric.host.compile import compile_model
+from tokenfabric.compiler.compile import compile_model
+from tokenfabric.core.config import preset
+from tokenfabric.core.registers import COUNTERS
+from tokenfabric.core.shape import shape_from
 from tokenfabric.host.perf import STEPS, measure_decode, measure_prefill
 from tokenfabric.quant.qmodel import QModel
 from tokenfabric.sim.account import DATA, LOST, ONE, account, trace, traces
@@ -12,9 +15,6 @@ from tokenfabric.sim.devices import make_device
 from tokenfabric.sim.dram import DDR3_1050_X16, IDEAL
 
 from tokenfabric.cli import main
-from tokenfabric.config import preset
-from tokenfabric.registers import COUNTERS
-from tokenfabric.shape import shape_from
 
 pytestmark = pytest.mark.verilator
 

@@ -6,11 +6,10 @@ import json
 
 import pytest
 from conftest import ROOT
-from tokenfabric.rtl.synth import TARGETS
-
-from tokenfabric.area import CAPACITY, ERROR, area, shares
-from tokenfabric.boards import BOARDS
-from tokenfabric.config import PRESETS, preset
+from tokenfabric.compiler.area import ERROR, area, shares
+from tokenfabric.core.boards import BOARDS, CAPACITY
+from tokenfabric.core.config import PRESETS, preset
+from tokenfabric.flow.synth import TARGETS
 
 # tokenfabric synth --preset tiny: what the base was fitted to
 TINY = {"lut": 27_158, "ff": 23_886, "dsp": 110, "bram36": 24}

@@ -11,17 +11,16 @@ from itertools import pairwise
 import pytest
 from amaranth.hdl import Value
 from amaranth.lib.wiring import Out
+from tokenfabric.core.boards import BOARDS, INSTANCE, VLNV
+from tokenfabric.core.config import PRESETS
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.files import write_folder
+from tokenfabric.core.registers import REGISTERS
+from tokenfabric.flow.verilog import run_yosys
+from tokenfabric.flow.vivado import build_files
 from tokenfabric.host.handoff import handoff
 from tokenfabric.rtl.top import Top
-from tokenfabric.rtl.verilog import run_yosys
-from tokenfabric.rtl.vivado import build_files
 from vivado_model import SPIRIT, OwnCell, Vivado, VivadoError, elements, text_of
-
-from tokenfabric.boards import BOARDS, INSTANCE, VLNV
-from tokenfabric.config import PRESETS
-from tokenfabric.errors import UserError
-from tokenfabric.files import write_folder
-from tokenfabric.registers import REGISTERS
 
 PYNQ = PRESETS["pynq-z2"]
 WIDE = PRESETS["kv260"]
@@ -411,12 +410,13 @@ def test_ports_that_a_board_does_not_have_are_refused():
 
 
 def test_the_command_writes_a_folder_or_nothing(tmp_path, monkeypatch, capsys):
-    from tokenfabric.sim import devices
+    from tokenfabric.core import config
+    from tokenfabric.flow import verilog
 
-    from tokenfabric import cli, config
+    from tokenfabric import cli
 
     monkeypatch.setitem(config.PRESETS, "pynq-z2", TWO)
-    monkeypatch.setattr(devices, "cached_verilog", lambda cfg, progress: header(cfg))
+    monkeypatch.setattr(verilog, "cached_verilog", lambda cfg, progress: header(cfg))
     out = tmp_path / "z2"
     assert cli.main(["bitstream", "pynq-z2", "-o", str(out), "--json", "-"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -7,11 +7,10 @@ from hashlib import sha256
 
 import pytest
 from conftest import ROOT
-from tokenfabric.rtl.nextpnr import routable
-from tokenfabric.rtl.synth import synthesize
-from tokenfabric.sim.devices import cached_verilog
-
-from tokenfabric.config import preset
+from tokenfabric.core.config import preset
+from tokenfabric.flow.nextpnr import routable
+from tokenfabric.flow.synth import synthesize
+from tokenfabric.flow.verilog import cached_verilog
 
 COUNTED = ("lut", "lutram", "ff", "dsp", "bram36", "uram", "lut_levels", "cell_delay_ns", "cells")
 SOURCE = ("fingerprint", "verilog_sha256")

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from checkpoints import TINY, hf_tensors, random_checkpoint, safetensors_bytes, write_hf
 from checkpoints import write_llama2c as write_bin
+from tokenfabric.core.errors import UserError
 from tokenfabric.quant.checkpoint import interleave_rope, load_checkpoint
-
-from tokenfabric.errors import UserError
 
 UNTIED = replace(TINY, tied=False)
 HEADER = 28

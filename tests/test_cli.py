@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from checkpoints import random_checkpoint, write_hf
 from small_models import SPEAKING, byte_tokenizer, speaking_model
+from tokenfabric.core.shape import ModelShape
 from tokenfabric.sim.golden import GoldenDevice
 
 from tokenfabric import cli
-from tokenfabric.shape import ModelShape
 
 GENERATE_FIELDS = {
     "text", "tokens", "cycles_per_token", "simulated_tokens_per_second",
@@ -243,7 +243,7 @@ def test_trace_against_another_shape_is_refused(folder, capsys):
 
 def test_doctor_names_what_is_missing(capsys, monkeypatch, folder):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    from tokenfabric import toolchain
+    from tokenfabric.flow import toolchain
 
     toolchain.compiler.cache_clear()
     assert cli.main(["doctor"]) == 1

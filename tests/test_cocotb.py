@@ -1,11 +1,10 @@
 """Units under cocotb in Verilator: the Verilog that is synthesized, not Amaranth's model."""
 
 import pytest
+from rigs.cocotb_runner import run_cocotb
+from tokenfabric.core.config import preset
+from tokenfabric.flow.verilog import to_verilog
 from tokenfabric.rtl.systolic import SystolicArray
-from tokenfabric.rtl.verilog import to_verilog
-from tokenfabric.sim.cocotb_runner import run_cocotb
-
-from tokenfabric.config import preset
 
 
 @pytest.mark.verilator

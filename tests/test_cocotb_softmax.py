@@ -1,11 +1,10 @@
 """SoftmaxUnit under cocotb in Verilator, at the sizes of the presets."""
 
 import pytest
+from rigs.cocotb_runner import run_cocotb
+from tokenfabric.core.config import preset
+from tokenfabric.flow.verilog import to_verilog
 from tokenfabric.rtl.softmax import SoftmaxUnit
-from tokenfabric.rtl.verilog import to_verilog
-from tokenfabric.sim.cocotb_runner import run_cocotb
-
-from tokenfabric.config import preset
 
 
 @pytest.mark.verilator

@@ -8,15 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from small_models import ODD, SMALL, golden
-from tokenfabric.host.compile import compile_model, program_of, stream_words
+from tokenfabric.compiler.compile import compile_model, program_of, stream_words
+from tokenfabric.core import isa
+from tokenfabric.core.config import preset
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.image import PAGE, Image
+from tokenfabric.core.isa import RowFlag
 from tokenfabric.host.device import run
-from tokenfabric.host.image import PAGE, Image
 from tokenfabric.quant.qmodel import QModel
-
-from tokenfabric import isa
-from tokenfabric.config import preset
-from tokenfabric.errors import UserError
-from tokenfabric.isa import RowFlag
 
 BOTH = int(RowFlag.WANT_LOGITS | RowFlag.DUMP_LOGITS)
 SHAPES = {

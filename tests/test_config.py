@@ -6,9 +6,8 @@ import json
 from dataclasses import fields, replace
 
 import pytest
-
-from tokenfabric.config import PRESETS, Dram, FabricConfig, preset, write_preset
-from tokenfabric.errors import UserError
+from tokenfabric.core.config import PRESETS, Dram, FabricConfig, preset, write_preset
+from tokenfabric.core.errors import UserError
 
 SLOW = Dram(name="ddr", peak_bytes_per_s=4e9, reachable=0.9)
 
@@ -41,7 +40,7 @@ def test_impossible_hardware_is_refused(changes, text):
 
 
 def test_an_accumulator_that_could_wrap_is_refused(monkeypatch):
-    monkeypatch.setattr("tokenfabric.config.ACC_BITS", 35)
+    monkeypatch.setattr("tokenfabric.core.config.ACC_BITS", 35)
     with pytest.raises(UserError, match="K = 8192 needs 36-bit accumulators, there are 35"):
         preset("pynq-z2").replace(name="pynq-z2")
 

@@ -9,20 +9,20 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from tokenfabric.host.compile import compile_model
+from tokenfabric.compiler.compile import compile_model
+from tokenfabric.core import isa
+from tokenfabric.core.config import preset
+from tokenfabric.core.image import PAGE
+from tokenfabric.core.isa import DESCRIPTOR, RowFlag
+from tokenfabric.core.registers import ERROR_TEXT, Error, State
+from tokenfabric.core.shape import ModelShape
+from tokenfabric.flow.verilog import cached_verilog
 from tokenfabric.host.device import DeviceError, raise_error, run
-from tokenfabric.host.image import PAGE
 from tokenfabric.host.session import NO_TOKEN, Job, Session, Step
 from tokenfabric.host.verify import replay
 from tokenfabric.quant.qmodel import Linear, QModel
-from tokenfabric.sim.devices import cached_verilog, make_device
+from tokenfabric.sim.devices import make_device
 from tokenfabric.sim.dram import DRAMS
-
-from tokenfabric import isa
-from tokenfabric.config import preset
-from tokenfabric.isa import DESCRIPTOR, RowFlag
-from tokenfabric.registers import ERROR_TEXT, Error, State
-from tokenfabric.shape import ModelShape
 
 DEADLINE = 120.0  # seconds without a new token
 DUMPED = 80  # rows of logits that the memory has room for

@@ -9,14 +9,13 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from presets import TINY16
 from streams import receiver, sender, simulate
+from tokenfabric.core.config import preset
+from tokenfabric.core.isa import JOB
 from tokenfabric.rtl.axi import read_master
 from tokenfabric.rtl.burst import WindowCheck
 from tokenfabric.rtl.dma import LEAD, Fetch, ReadPort, WeightStream
 from tokenfabric.rtl.layouts import BeatTag, fetch_beat, fetch_command, kv_beat, stream_command
 from tokenfabric.rtl.writer import Writer
-
-from tokenfabric.config import preset
-from tokenfabric.isa import JOB
 
 BASE = 0x3FF0_0000
 SIZE = 1 << 16

@@ -1,6 +1,7 @@
 """The DRAM model against what vendors and designs have measured."""
 
 import pytest
+from tokenfabric.core.config import preset
 from tokenfabric.sim.dram import (
     DDR3_1050_X16,
     DDR4_2400_X64,
@@ -9,8 +10,6 @@ from tokenfabric.sim.dram import (
     DramSpec,
     traffic,
 )
-
-from tokenfabric.config import preset
 
 pytestmark = pytest.mark.verilator
 

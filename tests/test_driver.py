@@ -3,18 +3,17 @@
 import numpy as np
 import pytest
 from small_models import SMALL
-from tokenfabric.host.compile import compile_model
+from tokenfabric.compiler.compile import compile_model
+from tokenfabric.core import isa
+from tokenfabric.core.config import preset
+from tokenfabric.core.image import PAGE
+from tokenfabric.core.registers import State
 from tokenfabric.host.device import DeviceLost
 from tokenfabric.host.driver import RegisterDevice
-from tokenfabric.host.image import PAGE
 from tokenfabric.host.session import Session
 from tokenfabric.host.verify import cache_tensors, replay
 from tokenfabric.quant.qmodel import QModel
 from tokenfabric.sim.devices import make_device
-
-from tokenfabric import isa
-from tokenfabric.config import preset
-from tokenfabric.registers import State
 
 
 class CachedBus:

@@ -3,16 +3,15 @@ import math
 import numpy as np
 import pytest
 from checkpoints import TINY, random_checkpoint
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.shape import ModelShape
+from tokenfabric.core.tensors import TensorClass
 from tokenfabric.host.tokenizer import load_tokenizer
 from tokenfabric.quant import float_model
 from tokenfabric.quant.checkpoint import load_checkpoint
 from tokenfabric.quant.evaluate import MAX_TOKENS, compare, evaluate, read_sequences
 from tokenfabric.quant.qmodel import QModel
 from tokenfabric.quant.quantize import quantize_checkpoint
-
-from tokenfabric.errors import UserError
-from tokenfabric.shape import ModelShape
-from tokenfabric.tensors import TensorClass
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ,."
 

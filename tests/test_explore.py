@@ -7,16 +7,16 @@ import sys
 
 import pytest
 from small_models import SMALL
-from tokenfabric.host.compile import compile_model
-from tokenfabric.host.explore import FILL, best_first, explore, front, rate
+from tokenfabric.compiler.area import shares
+from tokenfabric.compiler.compile import compile_model
+from tokenfabric.compiler.explore import FILL, best_first, explore, front, rate
+from tokenfabric.core.boards import BOARDS
+from tokenfabric.core.config import preset
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.shape import NAMED_SHAPES, shape_from
 from tokenfabric.quant.qmodel import QModel
 
 from tokenfabric import cli
-from tokenfabric.area import shares
-from tokenfabric.boards import BOARDS
-from tokenfabric.config import preset
-from tokenfabric.errors import UserError
-from tokenfabric.shape import NAMED_SHAPES, shape_from
 
 PYNQ = BOARDS["pynq-z2"]
 COMMAND = ["explore", "--board", "pynq-z2", "--shape", "stories260k"]

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 from checkpoints import TINY, hf_config, hf_tensors, random_checkpoint
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.shape import ModelShape
 from tokenfabric.quant.checkpoint import load_checkpoint
 from tokenfabric.quant.float_model import FloatSession, forward, sample_texts
-
-from tokenfabric.errors import UserError
-from tokenfabric.shape import ModelShape
 
 # Greedy text of stories260K after BOS; run.c prints the same.
 LILY = [403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315, 421, 395, 317, 426, 338, 401, 396]

@@ -6,7 +6,7 @@ import pytest
 from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from tokenfabric.rtl.gates import GATES, gate_equivalents
+from tokenfabric.flow.gates import GATES, gate_equivalents
 from tokenfabric.rtl.memory import Ram
 
 

@@ -3,10 +3,10 @@
 import json
 
 from conftest import ROOT
-from tokenfabric.rtl.gates import librelane_config
+from tokenfabric.core import isa, registers
+from tokenfabric.core.config import preset
+from tokenfabric.flow.gates import librelane_config
 
-from tokenfabric import isa, registers
-from tokenfabric.config import preset
 from tokenfabric.docs import isa_page
 
 
@@ -28,5 +28,5 @@ def test_the_config_of_a_chip_is_up_to_date():
     text = (ROOT / "bitstreams" / "asic" / "config.json").read_text(encoding="utf-8")
     config = librelane_config(preset("pynq-z2"))
     assert json.loads(text) == config, (
-        "run: python -m tokenfabric.rtl.gates > bitstreams/asic/config.json"
+        "run: python -m tokenfabric.flow.gates > bitstreams/asic/config.json"
     )

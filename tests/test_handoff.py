@@ -1,10 +1,9 @@
 """The files that PYNQ loads onto a virtual board; ``tests/board`` has them loaded."""
 
 import pytest
+from tokenfabric.core.boards import BOARDS, board
+from tokenfabric.core.config import PRESETS, preset
 from tokenfabric.host.handoff import bitfile, design, design_of, divisors, handoff
-
-from tokenfabric.boards import BOARDS, board
-from tokenfabric.config import PRESETS, preset
 
 
 @pytest.mark.parametrize("preset_name", PRESETS)

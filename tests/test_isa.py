@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-
-from tokenfabric import isa, registers
-from tokenfabric.isa import FIELDS, OPERATIONS, Dest, Instruction, Op, Unit
+from tokenfabric.core import isa, registers
+from tokenfabric.core.isa import FIELDS, OPERATIONS, Dest, Instruction, Op, Unit
 
 
 def _random(rng: random.Random) -> Instruction:

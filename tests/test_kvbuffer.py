@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 from streams import receiver, sender, simulate
+from tokenfabric.core.config import BURST_BEATS, preset
 from tokenfabric.rtl.kvbuffer import KvBuffer
-
-from tokenfabric.config import BURST_BEATS, preset
 
 # rows, cols, ports, max_head_dim: words of 2 and 1 columns, of 1, 2 and 4 chunks per column
 SHAPES = {

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
+from tokenfabric.core import ops
+from tokenfabric.core.fixed import rshift_round, saturate
 from tokenfabric.rtl.lanes import Lanes, ShiftRound, Sigmoid
-
-from tokenfabric import ops
-from tokenfabric.fixed import rshift_round, saturate
 
 
 def stream_through(dut, latency, inputs, outputs):

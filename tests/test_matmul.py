@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 from presets import TINY16
+from tokenfabric.core import ops
+from tokenfabric.core.config import preset
+from tokenfabric.core.fixed import saturate
 from tokenfabric.rtl.layouts import MatmulDest, MatmulKind
 from tokenfabric.rtl.matmul import MatmulEngine
-
-from tokenfabric import ops
-from tokenfabric.config import preset
-from tokenfabric.fixed import saturate
 
 STREAM, K, V, LOAD = MatmulKind
 TINY, PYNQ = preset("tiny"), preset("pynq-z2")

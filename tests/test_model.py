@@ -7,15 +7,14 @@ from dataclasses import replace
 import pytest
 from presets import TINY16
 from small_models import ODD, SMALL
-from tokenfabric.host.compile import compile_model
-from tokenfabric.host.model import ERROR, estimate_decode, estimate_prefill
+from tokenfabric.compiler.compile import compile_model
+from tokenfabric.compiler.timing import ERROR, estimate_decode, estimate_prefill
+from tokenfabric.core.config import preset
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.shape import shape_from
 from tokenfabric.host.perf import measure_decode, measure_prefill
 from tokenfabric.quant.qmodel import QModel
 from tokenfabric.sim.devices import make_device
-
-from tokenfabric.config import preset
-from tokenfabric.errors import UserError
-from tokenfabric.shape import shape_from
 
 # tokenfabric perf --preset P --shape S --context T
 DECODE = [

@@ -8,13 +8,13 @@ import pytest
 from amaranth.hdl import Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+from rigs.cocotb_runner import run_cocotb
+from rigs.netlist import function, netlist_verilog
+from tokenfabric.flow.nextpnr import absorb_registers
+from tokenfabric.flow.synth import netlist
+from tokenfabric.flow.verilog import to_verilog
 from tokenfabric.rtl.mac import multiply
 from tokenfabric.rtl.memory import Ram
-from tokenfabric.rtl.nextpnr import absorb_registers
-from tokenfabric.rtl.synth import netlist
-from tokenfabric.rtl.verilog import to_verilog
-from tokenfabric.sim.cocotb_runner import run_cocotb
-from tokenfabric.sim.netlist import function, netlist_verilog
 
 pytestmark = [pytest.mark.verilator, pytest.mark.slow]
 

@@ -8,8 +8,9 @@ import time
 from threading import Event
 
 import pytest
-from tokenfabric.rtl import nextpnr
-from tokenfabric.rtl.nextpnr import (
+from tokenfabric.core.errors import UserError
+from tokenfabric.flow import nextpnr
+from tokenfabric.flow.nextpnr import (
     PARTS,
     absorb_registers,
     build,
@@ -17,8 +18,6 @@ from tokenfabric.rtl.nextpnr import (
     pad_registers,
     read_report,
 )
-
-from tokenfabric.errors import UserError
 
 BITS = 4  # of the product: enough here
 

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
+from tokenfabric.core import ops
 from tokenfabric.rtl.normalize import Recip, Recip127, Rsqrt
-
-from tokenfabric import ops
 
 UNITS = {
     "recip": (Recip, ops.recip),

@@ -5,8 +5,7 @@ from math import floor
 
 import numpy as np
 import pytest
-
-from tokenfabric import fixed, ops
+from tokenfabric.core import fixed, ops
 
 RECIP_ERROR = 2.3e-5
 RSQRT_ERROR = 6e-5

@@ -12,15 +12,15 @@ import types
 
 import numpy as np
 import pytest
+from tokenfabric.core import registers
+from tokenfabric.core.boards import VLNV
+from tokenfabric.core.config import preset
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.registers import State, offset
 from tokenfabric.host.device import DeviceLost
 from tokenfabric.host.driver import RegisterDevice
 
-from tokenfabric import registers
-from tokenfabric.boards import VLNV
 from tokenfabric.cli import main
-from tokenfabric.config import preset
-from tokenfabric.errors import UserError
-from tokenfabric.registers import State, offset
 
 
 class LocalBuffer(np.ndarray):

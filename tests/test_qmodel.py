@@ -3,15 +3,14 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pytest
 from checkpoints import random_checkpoint
+from tokenfabric.core import ops
+from tokenfabric.core.container import read_container, write_container
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.files import write_file
+from tokenfabric.core.shape import NAMED_SHAPES, ModelShape
+from tokenfabric.core.tensors import TensorClass
 from tokenfabric.quant import float_model
 from tokenfabric.quant.qmodel import MAGIC, Linear, Norm, QModel, linear_shape, scaled_multipliers
-
-from tokenfabric import ops
-from tokenfabric.container import read_container, write_container
-from tokenfabric.errors import UserError
-from tokenfabric.files import write_file
-from tokenfabric.shape import NAMED_SHAPES, ModelShape
-from tokenfabric.tensors import TensorClass
 
 SHAPES = {
     "gqa": ModelShape(16, 24, 2, 4, 2, 4, 40, 32),

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from checkpoints import TINY, random_checkpoint
 from test_evaluate import Spelling
+from tokenfabric.core import ops
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.shape import ModelShape
 from tokenfabric.quant import float_model
 from tokenfabric.quant.calibrate import calibrate, pair_scales
 from tokenfabric.quant.qmodel import QModel
@@ -15,10 +18,6 @@ from tokenfabric.quant.quantize import (
     quantize_linears,
     round_gptq,
 )
-
-from tokenfabric import ops
-from tokenfabric.errors import UserError
-from tokenfabric.shape import ModelShape
 
 SHAPES = {
     "gqa": TINY,

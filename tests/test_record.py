@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 from small_models import golden, prompt, speaking_model
 from test_tokens import LITERAL, PROMPT, STORIES
-from tokenfabric.host.compile import compile_model
+from tokenfabric.compiler.compile import compile_model
+from tokenfabric.core.config import preset
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.isa import JOB
+from tokenfabric.core.registers import Error, State
 from tokenfabric.host.device import Device, DeviceError, DeviceTimeout
 from tokenfabric.host.record import SMALL, Recorder, Replay
 from tokenfabric.host.session import Sampler, Session
@@ -23,10 +27,6 @@ from tokenfabric.host.text import LLM
 from tokenfabric.quant.qmodel import QModel
 
 from tokenfabric import cli
-from tokenfabric.config import preset
-from tokenfabric.errors import UserError
-from tokenfabric.isa import JOB
-from tokenfabric.registers import Error, State
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from amaranth.hdl import unsigned
 from amaranth.sim import Simulator
+from tokenfabric.core import ops
+from tokenfabric.core.config import ACC_BITS, preset
+from tokenfabric.core.fixed import saturate
 from tokenfabric.rtl.accumulate import Accumulators
 from tokenfabric.rtl.requantize import Requantize
-
-from tokenfabric import ops
-from tokenfabric.config import ACC_BITS, preset
-from tokenfabric.fixed import saturate
 
 BITS = (8, 16, 32)
 CORNERS = [0, 1, -1, 2, -2, 1 << 17, (1 << 17) - 1, -(1 << 17), (1 << 34) - 1]

@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
+from rigs.sdram import SimulatedSdram
+from tokenfabric.core.boards import ULX3S_SDRAM
 from tokenfabric.rtl import sdram
 from tokenfabric.rtl.sdram import BEAT, NOP, SdramMemory
 from tokenfabric.sim.dram import SDR_65_X16, traffic
-from tokenfabric.sim.sdram import SimulatedSdram
-
-from tokenfabric.boards import ULX3S_SDRAM
 
 CHIP = replace(ULX3S_SDRAM, power_up=2000)
 MHZ = 65

@@ -1,10 +1,10 @@
 """The test that a board runs on itself: it passes on a good accelerator and not on a bad one."""
 
 import pytest
-from tokenfabric.host.selftest import check_arithmetic, check_memory
+from tokenfabric.core.config import preset
 from tokenfabric.sim.devices import make_device
 
-from tokenfabric.config import preset
+from tokenfabric.selftest import check_arithmetic, check_memory
 
 pytestmark = pytest.mark.verilator
 CFG = preset("pynq-z2")

@@ -6,17 +6,16 @@ from amaranth.hdl import Elaboratable, Module
 from amaranth.sim import Simulator
 from presets import TINY16
 from streams import receiver, sender, simulate
+from tokenfabric.core import isa, ops
+from tokenfabric.core.config import preset
+from tokenfabric.core.fixed import ceil_div, saturate
+from tokenfabric.core.isa import Dest, Instruction, Op, Unit
 from tokenfabric.rtl.attention import AttentionPlan
 from tokenfabric.rtl.embed import Embed
 from tokenfabric.rtl.layouts import BeatTag, MatmulDest, MatmulKind
 from tokenfabric.rtl.rows import RowTable
 from tokenfabric.rtl.sequencer import Descriptor, Issue
 from tokenfabric.sim.golden import GoldenDevice
-
-from tokenfabric import isa, ops
-from tokenfabric.config import preset
-from tokenfabric.fixed import ceil_div, saturate
-from tokenfabric.isa import Dest, Instruction, Op, Unit
 
 TINY, WIDE = preset("tiny"), preset("pynq-z2")
 ALL = pytest.mark.parametrize("cfg", [TINY, WIDE, TINY16], ids=lambda cfg: cfg.name)

@@ -8,17 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from small_models import DUMPED, SMALL, golden, greedy, prompt
-from tokenfabric.host.compile import compile_model
+from tokenfabric.compiler.compile import compile_model
+from tokenfabric.core.config import preset
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.registers import Error, State
 from tokenfabric.host.device import DeviceError, DeviceTimeout
 from tokenfabric.host.session import STEPS, Sampler, Session
 from tokenfabric.host.verify import cache_tensors, replay
 from tokenfabric.quant.qmodel import QModel
 from tokenfabric.sim.devices import make_device
 from tokenfabric.sim.golden import GoldenDevice
-
-from tokenfabric.config import preset
-from tokenfabric.errors import UserError
-from tokenfabric.registers import Error, State
 
 each_device = pytest.mark.parametrize(
     ("kind", "name"),

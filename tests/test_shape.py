@@ -2,9 +2,8 @@ import json
 
 import pytest
 from checkpoints import TINY, hf_config
-
-from tokenfabric.errors import UserError
-from tokenfabric.shape import NAMED_SHAPES, ModelShape, shape_from
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.shape import NAMED_SHAPES, ModelShape, shape_from
 
 
 def test_named_shapes_have_the_published_sizes():

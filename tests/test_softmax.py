@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 from softmax_jobs import Job, pack, pack_fields, unpack
+from tokenfabric.core import ops
+from tokenfabric.core.config import preset
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.fixed import ceil_div
 from tokenfabric.rtl.softmax import ALIGN_BITS, Exponential, SoftmaxUnit
 from tokenfabric.sim.pysim_softmax import simulate_softmax
-
-from tokenfabric import ops
-from tokenfabric.config import preset
-from tokenfabric.errors import UserError
-from tokenfabric.fixed import ceil_div
 
 TINY = preset("tiny")
 WIDE = TINY.replace(name="wide", rows=16, ports=4, kv_chunks=512)

@@ -6,12 +6,11 @@ import random
 import re
 import sys
 
+import grammar
 import pytest
 from conftest import ROOT
-from tokenfabric.quant import stories as grammar
-from tokenfabric.quant.stories import PLOTS, stories, tell
-
-from tokenfabric.errors import UserError
+from grammar import PLOTS, stories, tell
+from tokenfabric.core.errors import UserError
 
 MODEL = ROOT / "models" / "stories"
 SAMPLE = list(stories(7, 1000))
@@ -143,7 +142,7 @@ def test_model_tells_a_whole_story():
     transformers = pytest.importorskip("transformers")
     import tokenizers
     import torch
-    from tokenfabric.quant import train
+    import train
 
     tokenizer = tokenizers.Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     model = transformers.LlamaForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
@@ -163,7 +162,7 @@ def test_model_tells_a_whole_story():
 @pytest.mark.slow
 @needs_torch
 def test_training_lowers_the_loss_and_writes_a_model(tmp_path):
-    from tokenfabric.quant import train
+    import train
 
     shape = train.Shape(
         vocab_size=512,
@@ -196,7 +195,7 @@ def test_training_lowers_the_loss_and_writes_a_model(tmp_path):
 
 @needs_torch
 def test_the_plateau_does_not_depend_on_the_number_of_steps():
-    from tokenfabric.quant import train
+    import train
 
     assert [train.schedule(s, None) for s in range(150)] == [
         train.schedule(s, 300) for s in range(150)
@@ -206,7 +205,7 @@ def test_the_plateau_does_not_depend_on_the_number_of_steps():
 
 @needs_torch
 def test_bad_options_are_one_line(tmp_path, capsys):
-    from tokenfabric.quant import train
+    import train
 
     (tmp_path / "letter.txt").write_text("do not replace me")
     assert train.main(["-o", str(tmp_path)]) == 2
@@ -217,7 +216,7 @@ def test_bad_options_are_one_line(tmp_path, capsys):
 
 @needs_torch
 def test_interrupted_training_leaves_everything_as_it_was(tmp_path, monkeypatch, capsys):
-    from tokenfabric.quant import train
+    import train
 
     def interrupt(*args):
         raise KeyboardInterrupt
@@ -233,6 +232,6 @@ def test_interrupted_training_leaves_everything_as_it_was(tmp_path, monkeypatch,
 
 def test_missing_torch_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "tokenfabric.quant.train", raising=False)
+    monkeypatch.delitem(sys.modules, "train", raising=False)
     with pytest.raises(UserError, match="tokenfabric\\[train\\]"):
-        importlib.import_module("tokenfabric.quant.train")
+        importlib.import_module("train")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tokenfabric.rtl.synth import PATHS, TARGETS, analyze, synthesize
+from tokenfabric.flow.synth import PATHS, TARGETS, analyze, synthesize
 
 XC7 = TARGETS["xc7"]
 

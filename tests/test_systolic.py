@@ -5,9 +5,8 @@ import pytest
 from amaranth.sim import Simulator
 from presets import TINY16
 from systolic_tiles import expected, pack_x, random_tiles, schedule, words_of
+from tokenfabric.core.config import PRESETS, preset
 from tokenfabric.rtl.systolic import SystolicArray
-
-from tokenfabric.config import PRESETS, preset
 
 GAPS = {
     "back to back": (0, 0),

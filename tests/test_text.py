@@ -14,16 +14,15 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT
 from small_models import SPEAKING, byte_tokenizer, speaking_model
-from tokenfabric.host.compile import compile_model
+from tokenfabric.compiler.compile import compile_model
+from tokenfabric.core.config import preset
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.registers import State
 from tokenfabric.host.device import DeviceError
 from tokenfabric.host.session import Session
 from tokenfabric.host.text import LLM, Generation
 from tokenfabric.quant.qmodel import QModel
 from tokenfabric.sim.devices import make_device
-
-from tokenfabric.config import preset
-from tokenfabric.errors import UserError
-from tokenfabric.registers import State
 
 
 def llm(kind: str = "golden", slots: int = 1, **options) -> LLM:

@@ -7,10 +7,9 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from tokenfabric.core.errors import UserError
 from tokenfabric.host import tokenizer as module
 from tokenfabric.host.tokenizer import Decoder, Tokenizer, find_tokenizer, load_tokenizer
-
-from tokenfabric.errors import UserError
 
 STORIES = Path(__file__).parent.parent / "models" / "stories"
 
@@ -625,4 +624,4 @@ def test_imports_nothing_that_a_board_lacks():
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module or "")
     outside = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
-    assert outside == {"tokenfabric.errors", "tokenfabric.files"}
+    assert outside == {"tokenfabric.core.errors", "tokenfabric.core.files"}

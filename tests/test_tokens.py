@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenfabric.host.compile import compile_model
+from tokenfabric.compiler.compile import compile_model
+from tokenfabric.core.config import preset
 from tokenfabric.host.session import Session
 from tokenfabric.host.tokenizer import Tokenizer
 from tokenfabric.host.verify import replay
@@ -12,7 +13,6 @@ from tokenfabric.quant.qmodel import QModel
 from tokenfabric.sim.devices import make_device
 
 from tokenfabric.commands.inputs import load_model, shipped_model, tokenizer_of
-from tokenfabric.config import preset
 
 pytestmark = [pytest.mark.verilator, pytest.mark.slow]
 

@@ -8,6 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from small_models import golden, prompt
+from tokenfabric.core import registers
+from tokenfabric.core.config import preset
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.link import BAD, BAUD, OK, SILENCE, Command
+from tokenfabric.core.shape import ModelShape
+from tokenfabric.flow.verilog import to_verilog
 from tokenfabric.host.device import DeviceLost
 from tokenfabric.host.driver import RegisterDevice
 from tokenfabric.host.session import Session
@@ -15,14 +21,7 @@ from tokenfabric.host.uart import SerialBoard, UartBus, open_device
 from tokenfabric.host.verify import replay
 from tokenfabric.rtl.uart import divisor
 from tokenfabric.rtl.ulx3s import PINS, SDRAM_CLOCK_NS, Board, Ulx3s, constraints, pll
-from tokenfabric.rtl.verilog import to_verilog
 from tokenfabric.sim.golden import GoldenDevice
-
-from tokenfabric import registers
-from tokenfabric.config import preset
-from tokenfabric.errors import UserError
-from tokenfabric.link import BAD, BAUD, OK, SILENCE, Command
-from tokenfabric.shape import ModelShape
 
 CFG = preset("ulx3s")
 SHAPE = ModelShape(
@@ -43,7 +42,7 @@ def verilog():
 
 @pytest.fixture
 def line(verilog):
-    from tokenfabric.sim.serial_line import SimulatedLine
+    from rigs.serial_line import SimulatedLine
 
     simulated = SimulatedLine(verilog, hz=HZ, **LINE)
     yield simulated

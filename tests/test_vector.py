@@ -7,12 +7,11 @@ import pytest
 from amaranth.hdl import ResetInserter, Signal
 from amaranth.sim import Simulator
 from presets import TINY16
+from tokenfabric.core import ops
+from tokenfabric.core.config import preset
+from tokenfabric.core.fixed import round_up
+from tokenfabric.core.isa import Instruction, Op
 from tokenfabric.rtl.vector import VectorUnit
-
-from tokenfabric import ops
-from tokenfabric.config import preset
-from tokenfabric.fixed import round_up
-from tokenfabric.isa import Instruction, Op
 
 TINY = preset("tiny")
 SIXTEEN = preset("pynq-z2")

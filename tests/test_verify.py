@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from small_models import golden, prompt
-from tokenfabric.host.image import PAGE
+from tokenfabric.core.image import PAGE
 from tokenfabric.host.session import Sampler, Session
 from tokenfabric.host.verify import cache_tensors, replay
 from tokenfabric.sim.golden import GoldenDevice

@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from axi_dut import Copier, Fault
-from tokenfabric.rtl.verilog import to_verilog
+from tokenfabric.core.errors import UserError
+from tokenfabric.flow import toolchain
+from tokenfabric.flow.verilog import to_verilog
 from tokenfabric.sim import verilator
 from tokenfabric.sim.dram import DDR3_1050_X16, IDEAL
 from tokenfabric.sim.verilator import AxiProtocolError, RegisterError, VerilatedTop, build
-
-from tokenfabric import toolchain
-from tokenfabric.errors import UserError
 
 pytestmark = pytest.mark.verilator
 
@@ -526,7 +525,7 @@ def test_the_number_of_ports_is_checked():
 
 
 CLOSED_IN_ANY_ORDER = """
-from tokenfabric.config import preset
+from tokenfabric.core.config import preset
 from tokenfabric.sim.devices import simulated_top
 
 for _ in range(5):

@@ -7,7 +7,7 @@ import pytest
 from amaranth import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from tokenfabric.rtl.verilog import to_verilog
+from tokenfabric.flow.verilog import to_verilog
 
 
 class Adder(wiring.Component):

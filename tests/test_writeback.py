@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
+from tokenfabric.core import ops
+from tokenfabric.core.config import preset
+from tokenfabric.core.fixed import saturate
 from tokenfabric.rtl.layouts import MatmulDest
 from tokenfabric.rtl.writeback import Argmax, LogitsWriter, SaturationCounter, Writeback, in_flight
-
-from tokenfabric import ops
-from tokenfabric.config import preset
-from tokenfabric.fixed import saturate
 
 CFG = preset("tiny")
 COLS = CFG.cols

@@ -1,3 +1,5 @@
 """From a Llama-style checkpoint to tokens streaming off an FPGA, every bit checked."""
 
-__version__ = "0.1.0"
+from tokenfabric.core import __version__
+
+__all__ = ["__version__"]

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tokenfabric.errors import UserError, missing_package
+from tokenfabric.core.errors import UserError, missing_package
 
 __all__ = ["main"]
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from tokenfabric import isa, registers
+from tokenfabric.core import isa, registers
 
 __all__ = ["isa_page"]
 
 HEAD = """# Instruction set, descriptor and registers
 
-*Written by `python -m tokenfabric.docs` from `tokenfabric/isa.py` and `tokenfabric/registers.py`;
+*Written by `python -m tokenfabric.docs` from `core/isa.py` and `core/registers.py`;
 do not edit.* How the units work is in [microarchitecture.md](microarchitecture.md); what each
-operation computes, bit for bit, is `tokenfabric/ops.py`.
+operation computes, bit for bit, is `core/ops.py`.
 """
 
 

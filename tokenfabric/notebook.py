@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenfabric.commands import inputs
-from tokenfabric.errors import UserError, missing_package
+from tokenfabric.core.errors import UserError, missing_package
 from tokenfabric.host.text import LLM
 from tokenfabric.progress import Progress
 
@@ -123,9 +123,9 @@ def measure(
 ) -> dict[str, Any]:
     """What ``tokenfabric perf`` measures: decoding, or the prefill of ``rows`` tokens."""
     from tokenfabric.commands.perf import simulated
-    from tokenfabric.config import preset as config
+    from tokenfabric.core.config import preset as config
+    from tokenfabric.core.shape import shape_from
     from tokenfabric.host.perf import measure_decode, measure_prefill
-    from tokenfabric.shape import shape_from
 
     cfg = config(preset)
     with Progress() as progress:

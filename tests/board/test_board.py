@@ -8,7 +8,6 @@ import sys
 import pytest
 from conftest import BOARD, PYNQ, SERVER
 from tokenfabric.host.record import Recorder, Replay
-from tokenfabric.host.selftest import check_arithmetic, check_memory
 from tokenfabric.host.session import Session
 from tokenfabric.host.text import LLM
 from tokenfabric.host.verify import replay
@@ -16,6 +15,7 @@ from tokenfabric.sim.board import virtual_board
 from tokenfabric.sim.golden import GoldenDevice
 
 from tokenfabric.notebook import load, open_board
+from tokenfabric.selftest import check_arithmetic, check_memory
 
 PROMPT = "One windy day, Lily"
 

@@ -12,21 +12,21 @@ from contextlib import contextmanager
 import pynq
 import pytest
 from conftest import BOARD
+from tokenfabric.core.boards import VLNV
+from tokenfabric.core.boards import board as board_named
+from tokenfabric.core.config import preset
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.registers import offset
 from tokenfabric.host.device import DeviceError, DeviceLost
 from tokenfabric.sim.board import write_design
 from tokenfabric.sim.board_model import FAULTS
 from virtual import connect, start
 
 from tokenfabric import notebook
-from tokenfabric.boards import VLNV
-from tokenfabric.boards import board as board_named
 from tokenfabric.cli import main
 from tokenfabric.commands import generate
 from tokenfabric.commands.inputs import shipped_model
-from tokenfabric.config import preset
-from tokenfabric.errors import UserError
 from tokenfabric.notebook import open_board
-from tokenfabric.registers import offset
 
 PROMPT = "One windy day, Lily"
 CONTEXT = 64

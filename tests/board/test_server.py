@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 from conftest import BOARD, SERVER
+from tokenfabric.core.errors import UserError
 from tokenfabric.sim.board import virtual_board
 from virtual import connect, start
-
-from tokenfabric.errors import UserError
 
 SECONDS = 60
 

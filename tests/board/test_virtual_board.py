@@ -12,16 +12,15 @@ import pynq
 import pytest
 from conftest import BOARD
 from small_models import golden, greedy
+from tokenfabric.core import isa, registers
+from tokenfabric.core.boards import VLNV, board
+from tokenfabric.core.config import preset
+from tokenfabric.core.image import PAGE
+from tokenfabric.core.registers import Error, State, offset
 from tokenfabric.host.handoff import design_of
-from tokenfabric.host.image import PAGE
 from tokenfabric.sim.board import write_design
 from tokenfabric.sim.board_model import FAULTS, MANAGER
 from virtual import connect, overlay, start, use
-
-from tokenfabric import isa, registers
-from tokenfabric.boards import VLNV, board
-from tokenfabric.config import preset
-from tokenfabric.registers import Error, State, offset
 
 MIB = 1 << 20
 DEADLINE = 60.0

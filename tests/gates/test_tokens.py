@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 
 import pytest
+from rigs.netlist import board
+from rigs.serial_line import SimulatedLine
 from small_models import golden, prompt
+from tokenfabric.core.link import BAUD, SILENCE
+from tokenfabric.core.shape import ModelShape
+from tokenfabric.flow.nextpnr import routable
+from tokenfabric.flow.verilog import cached_verilog
 from tokenfabric.host.driver import RegisterDevice
 from tokenfabric.host.session import Session
 from tokenfabric.host.uart import UartBus
-from tokenfabric.rtl.nextpnr import routable
-from tokenfabric.sim.devices import cached_verilog
-from tokenfabric.sim.netlist import board
-from tokenfabric.sim.serial_line import SimulatedLine
-
-from tokenfabric.link import BAUD, SILENCE
-from tokenfabric.shape import ModelShape
 
 SHAPE = ModelShape(
     dim=16, hidden=24, layers=1, heads=2, kv_heads=1, head_dim=8, vocab=32, context=16, tied=False

@@ -17,10 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tokenfabric.boards import board
-    from tokenfabric.files import check_folder, write_folder
-    from tokenfabric.rtl.vivado import build_files
-    from tokenfabric.sim.devices import cached_verilog
+    from tokenfabric.core.boards import board
+    from tokenfabric.core.files import check_folder, write_folder
+    from tokenfabric.flow.verilog import cached_verilog
+    from tokenfabric.flow.vivado import build_files
 
     check_output(args.json)
     check_folder(args.output)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenfabric.commands.options import add_json, check_output, integer, print_table, write_json
-from tokenfabric.errors import UserError
+from tokenfabric.core.errors import UserError
 from tokenfabric.progress import Progress
 
 MIB = 1 << 20
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tokenfabric.boards import board
-    from tokenfabric.config import preset
+    from tokenfabric.core.boards import board
+    from tokenfabric.core.config import preset
     from tokenfabric.sim.board import serve, write_design
 
     check_output(args.json)

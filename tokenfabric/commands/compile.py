@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenfabric.commands.inputs import kind_of, load_image
 from tokenfabric.commands.options import MAX_COUNT, add_preset, check_output, integer
-from tokenfabric.errors import UserError
+from tokenfabric.core.errors import UserError
 from tokenfabric.progress import Progress
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenfabric.commands.options import add_json, check_output, write_json
-from tokenfabric.errors import UserError
+from tokenfabric.core.errors import UserError
 
 GIB = 1 << 30
 ENOUGH = 2 * GIB  # bytes of memory for the compiler
@@ -94,7 +94,7 @@ def _contiguous(memory: tuple[int, int] | None) -> Finding:
 
 
 def _selftest(board: Any) -> Iterator[Finding]:
-    from tokenfabric.host.selftest import check_arithmetic, check_memory
+    from tokenfabric.selftest import check_arithmetic, check_memory
 
     cfg = board.config
     broken = "do not trust this bitstream: build it again, and mind its timing report"
@@ -143,13 +143,13 @@ def _package(name: str, remedy: str, optional: bool = False) -> Finding:
 
 
 def _verilator() -> str:
-    from tokenfabric.toolchain import verilator
+    from tokenfabric.flow.toolchain import verilator
 
     return verilator().version
 
 
 def _compiler() -> str:
-    from tokenfabric.toolchain import compiler
+    from tokenfabric.flow.toolchain import compiler
 
     return compiler()[1]
 
@@ -163,7 +163,7 @@ def _tool(name: str, ask: Callable[[], str]) -> Finding:
 
 
 def _cache() -> Finding:
-    from tokenfabric.toolchain import cache_directory
+    from tokenfabric.flow.toolchain import cache_directory
 
     path = cache_directory()
     try:

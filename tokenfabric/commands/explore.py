@@ -17,13 +17,13 @@ from tokenfabric.commands.options import (
     percent,
     write_json,
 )
-from tokenfabric.errors import UserError
+from tokenfabric.core.errors import UserError
 from tokenfabric.progress import Progress
 
 if TYPE_CHECKING:
-    from tokenfabric.boards import BoardSpec
-    from tokenfabric.host.explore import Candidate
-    from tokenfabric.shape import ModelShape
+    from tokenfabric.compiler.explore import Candidate
+    from tokenfabric.core.boards import BoardSpec
+    from tokenfabric.core.shape import ModelShape
 
 SHOWN = 8  # rows of the table
 RESOURCES = {"lut": "LUT", "ff": "FF", "dsp": "DSP", "bram36": "BRAM", "uram": "URAM"}
@@ -60,9 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tokenfabric.boards import board
-    from tokenfabric.host.explore import explore, front, rate
-    from tokenfabric.shape import shape_from
+    from tokenfabric.compiler.explore import explore, front, rate
+    from tokenfabric.core.boards import board
+    from tokenfabric.core.shape import shape_from
 
     spec, shape = board(args.board), shape_from(args.shape)
     for path in (args.json, args.save, args.plot):
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         measured = [_measure(c, shape, args, progress) for c in found[: args.verify]]
     _print(args, spec, found, best, preset, measured)
     if args.save is not None:
-        from tokenfabric.config import write_preset
+        from tokenfabric.core.config import write_preset
 
         write_preset(found[0].cfg.replace(name=Path(args.save).stem), args.save)
     if args.plot is not None:
@@ -111,7 +111,7 @@ def _measure(
     candidate: Candidate, shape: ModelShape, args: argparse.Namespace, progress: Progress
 ) -> dict[str, Any]:
     """The same figures, of the simulated hardware."""
-    from tokenfabric.host.compile import compile_model
+    from tokenfabric.compiler.compile import compile_model
     from tokenfabric.host.perf import measure_decode, measure_prefill
     from tokenfabric.quant.qmodel import QModel
     from tokenfabric.sim.devices import make_device
@@ -143,9 +143,9 @@ def _print(
     preset: Candidate | None,
     measured: list[dict[str, Any]],
 ) -> None:
-    from tokenfabric.area import COMPARED
-    from tokenfabric.area import ERROR as AREA_ERROR
-    from tokenfabric.host.model import ERROR
+    from tokenfabric.compiler.area import COMPARED
+    from tokenfabric.compiler.area import ERROR as AREA_ERROR
+    from tokenfabric.compiler.timing import ERROR
 
     # What was simulated is shown even if it is not on the front.
     shown = [*best[:SHOWN], *(c for c in found[: len(measured)] if c not in best[:SHOWN])]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenfabric.boards import BoardSpec
-from tokenfabric.host.compile import work_of
-from tokenfabric.host.explore import Candidate
-from tokenfabric.host.model import estimate_prefill
-from tokenfabric.shape import ModelShape
+from tokenfabric.compiler.explore import Candidate
+from tokenfabric.compiler.timing import estimate_prefill
+from tokenfabric.core.boards import BoardSpec
+from tokenfabric.core.shape import ModelShape
+from tokenfabric.core.work import work_of
 
 __all__ = ["draw"]
 

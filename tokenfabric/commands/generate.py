@@ -23,11 +23,11 @@ from tokenfabric.commands.options import (
     real,
     write_json,
 )
-from tokenfabric.errors import UserError
+from tokenfabric.core.errors import UserError
 from tokenfabric.progress import Progress
 
 if TYPE_CHECKING:
-    from tokenfabric.config import FabricConfig
+    from tokenfabric.core.config import FabricConfig
     from tokenfabric.host.text import LLM, Generation
 
 DEADLINE = 3600.0  # seconds for one token, however slow the simulator

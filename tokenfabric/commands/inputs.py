@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenfabric.errors import UserError
+from tokenfabric.core.errors import UserError
 
 if TYPE_CHECKING:
-    from tokenfabric.config import FabricConfig
-    from tokenfabric.host.image import Image
+    from tokenfabric.core.config import FabricConfig
+    from tokenfabric.core.image import Image
     from tokenfabric.host.tokenizer import Tokenizer
     from tokenfabric.progress import Progress
     from tokenfabric.quant.checkpoint import Checkpoint
@@ -28,8 +28,8 @@ def shipped_model() -> Path:
 
 def kind_of(path: Path) -> str:
     """ "model", "image" or "checkpoint"; UserError for a file that is not there or empty."""
-    from tokenfabric.files import file_size
-    from tokenfabric.host.image import MAGIC as IMAGE_MAGIC
+    from tokenfabric.core.files import file_size
+    from tokenfabric.core.image import MAGIC as IMAGE_MAGIC
     from tokenfabric.quant.qmodel import MAGIC as MODEL_MAGIC
 
     if path.is_dir():
@@ -66,9 +66,9 @@ def load_model(path: Path, tokenizer: str | None, progress: Progress) -> QModel:
 
 
 def _quantized(path: Path, tokenizer: str | None, progress: Progress) -> QModel:
+    from tokenfabric.flow.toolchain import cached, digest
     from tokenfabric.host.tokenizer import find_tokenizer
     from tokenfabric.quant.qmodel import QModel
-    from tokenfabric.toolchain import cached, digest
 
     checkpoint, words = load_checkpoint(path, tokenizer)
     source = Path(tokenizer or find_tokenizer(path, checkpoint.shape.vocab))
@@ -91,12 +91,9 @@ def _contents(path: Path) -> list[bytes]:
 
 def _sources() -> list[bytes]:
     """What decides how a checkpoint is quantized: our own code for it."""
-    from tokenfabric import ops
-    from tokenfabric.quant import qmodel
+    from tokenfabric.flow.sources import sources
 
-    files = sorted(Path(qmodel.__file__).parent.glob("*.py"))
-    contract = Path(ops.__file__).parent
-    return [f.read_bytes() for f in (*files, contract / "ops.py", contract / "fixed.py")]
+    return [path.read_bytes() for path in sources("tokenfabric.quant.quantize")]
 
 
 def load_image(
@@ -108,9 +105,9 @@ def load_image(
     slots: int = 1,
 ) -> tuple[FabricConfig, Image]:
     """An image for an accelerator (or the preset of that name): read, or compiled now."""
-    from tokenfabric.config import preset
-    from tokenfabric.host.compile import compile_model
-    from tokenfabric.host.image import Image
+    from tokenfabric.compiler.compile import compile_model
+    from tokenfabric.core.config import preset
+    from tokenfabric.core.image import Image
 
     if kind_of(path) == "image":
         if tokenizer is not None or context is not None:

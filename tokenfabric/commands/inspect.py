@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenfabric.commands.inputs import kind_of
 
 if TYPE_CHECKING:
-    from tokenfabric.shape import ModelShape
+    from tokenfabric.core.shape import ModelShape
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +60,8 @@ def _model(path: Path) -> Iterator[str]:
 
 
 def _image(path: Path) -> Iterator[str]:
-    from tokenfabric import isa
-    from tokenfabric.host.image import PAGE, Image
+    from tokenfabric.core import isa
+    from tokenfabric.core.image import PAGE, Image
 
     image = Image.read(path)
     shown = {k: v for k, v in vars(image).items() if k not in ("map", "payload", "tokenizer")}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenfabric.errors import UserError
+from tokenfabric.core.errors import UserError
 
 MAX_COUNT = 1 << 20
 
@@ -81,7 +81,7 @@ def write_json(path: str | None, result: dict[str, Any]) -> None:
     if path == "-":
         sys.stdout.write(text)
         return
-    from tokenfabric.files import write_file
+    from tokenfabric.core.files import write_file
 
     write_file(path, [text.encode()])
 

@@ -17,13 +17,13 @@ from tokenfabric.commands.options import (
     print_table,
     write_json,
 )
-from tokenfabric.errors import UserError
+from tokenfabric.core.errors import UserError
 from tokenfabric.progress import Progress
 
 if TYPE_CHECKING:
-    from tokenfabric.config import FabricConfig
-    from tokenfabric.host.image import Image
-    from tokenfabric.shape import ModelShape
+    from tokenfabric.core.config import FabricConfig
+    from tokenfabric.core.image import Image
+    from tokenfabric.core.shape import ModelShape
 
 WEIGHTS = ("w8",)
 PICTURES = (".png", ".svg")
@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tokenfabric.config import preset
-    from tokenfabric.shape import shape_from
+    from tokenfabric.core.config import preset
+    from tokenfabric.core.shape import shape_from
 
     check_output(args.json)
     check_output(args.timeline)
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 def simulated(cfg: FabricConfig, shape: ModelShape, progress: Progress) -> tuple[Any, Image]:
     """A simulated accelerator, and a random model of this shape for it."""
-    from tokenfabric.host.compile import compile_model
+    from tokenfabric.compiler.compile import compile_model
     from tokenfabric.quant.qmodel import QModel
     from tokenfabric.sim.devices import make_device
 
@@ -90,8 +90,8 @@ def simulated(cfg: FabricConfig, shape: ModelShape, progress: Progress) -> tuple
 def _measure(args: argparse.Namespace, cfg: Any, shape: Any, progress: Progress) -> dict[str, Any]:
     from hashlib import sha256
 
+    from tokenfabric.flow.verilog import cached_verilog
     from tokenfabric.host.perf import measure_decode, measure_prefill
-    from tokenfabric.sim.devices import cached_verilog
 
     device, image = simulated(cfg, shape, progress)
     watched = args.account or args.timeline is not None

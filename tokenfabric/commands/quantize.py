@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenfabric.commands.inputs import kind_of, load_checkpoint
 from tokenfabric.commands.options import check_output, integer
-from tokenfabric.errors import UserError
+from tokenfabric.core.errors import UserError
 from tokenfabric.progress import Progress
 
 

@@ -15,11 +15,11 @@ from tokenfabric.commands.options import (
     print_table,
     write_json,
 )
-from tokenfabric.errors import UserError
+from tokenfabric.core.errors import UserError
 from tokenfabric.progress import Progress
 
 if TYPE_CHECKING:
-    from tokenfabric.config import FabricConfig
+    from tokenfabric.core.config import FabricConfig
 
 COUNTS = {
     "LUT": "lut", "of them memory": "lutram", "FF": "ff", "DSP": "dsp", "BRAM36": "bram36",
@@ -53,12 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from hashlib import sha256
 
-    from tokenfabric.config import preset
-    from tokenfabric.rtl.gates import gate_equivalents
-    from tokenfabric.rtl.nextpnr import PARTS, routable
-    from tokenfabric.rtl.synth import TARGETS, synthesize
+    from tokenfabric.core.config import preset
+    from tokenfabric.flow.gates import gate_equivalents
+    from tokenfabric.flow.nextpnr import PARTS, routable
+    from tokenfabric.flow.synth import TARGETS, synthesize
+    from tokenfabric.flow.verilog import cached_verilog
     from tokenfabric.rtl.top import Top
-    from tokenfabric.sim.devices import cached_verilog
 
     check_output(args.json)
     cfg = preset(args.preset)
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     print_table(_table(result), args.json)
     write_json(args.json, result)
     if args.out:
-        from tokenfabric.files import write_file
+        from tokenfabric.core.files import write_file
 
         folder = Path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,9 +103,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _route(cfg: FabricConfig, count: int, progress: Progress) -> tuple[str, Any, bytes]:
     """The Verilog of the board, the report on it, and the bitstream."""
-    from tokenfabric.rtl.nextpnr import PARTS, build
+    from tokenfabric.flow.nextpnr import PARTS, build
+    from tokenfabric.flow.verilog import cached_verilog
     from tokenfabric.rtl.ulx3s import constraints
-    from tokenfabric.sim.devices import cached_verilog
 
     if cfg.part not in PARTS:
         raise UserError(

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from tokenfabric.commands.inputs import load_model, tokenizer_of
 from tokenfabric.commands.options import add_preset, real
-from tokenfabric.errors import UserError
+from tokenfabric.core.errors import UserError
 from tokenfabric.progress import Progress
 
 if TYPE_CHECKING:
-    from tokenfabric.config import FabricConfig
-    from tokenfabric.host.image import Image
+    from tokenfabric.core.config import FabricConfig
+    from tokenfabric.core.image import Image
     from tokenfabric.quant.qmodel import QModel
 
 DEADLINE = 3600.0
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tokenfabric.config import preset
+    from tokenfabric.core.config import preset
 
     path, cfg = Path(args.model), preset(args.preset)
     with Progress() as progress:
@@ -131,7 +131,7 @@ def _against_device(
     """The KV cache and the logits, which is what a device leaves in memory."""
     import numpy as np
 
-    from tokenfabric.host.compile import compile_model
+    from tokenfabric.compiler.compile import compile_model
     from tokenfabric.host.session import Session
     from tokenfabric.sim.devices import make_device
 

@@ -16,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from hashlib import sha256
 
-    from tokenfabric.config import preset
-    from tokenfabric.files import write_file
-    from tokenfabric.sim.devices import cached_verilog
+    from tokenfabric.core.config import preset
+    from tokenfabric.core.files import write_file
+    from tokenfabric.flow.verilog import cached_verilog
 
     cfg = preset(args.preset)
     check_output(args.output)

@@ -1,0 +1,174 @@
+"""The compiled image: what is put into a device's memory, and what the token loop must know."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenfabric.core import isa
+from tokenfabric.core.container import read_container, write_container
+from tokenfabric.core.errors import UserError
+from tokenfabric.core.fixed import round_up
+from tokenfabric.core.work import Work
+
+__all__ = ["MAGIC", "Image", "MemoryMap"]
+
+MAGIC = b"TFimage\x01"
+PAGE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryMap:
+    """Device addresses (bytes) and pitches, as in ``isa.DESCRIPTOR``; ``end``: of the bulk window.
+
+    The bulk window up to ``kv`` is constant and stands in the image; the rest of it is written by
+    the device. ``ring`` and ``logits`` lie in the job window.
+    """
+
+    program: int
+    program_words: int
+    stream: int
+    stream_body: int
+    stream_full: int
+    embedding: int
+    embedding_group: int
+    rope: int
+    kv: int
+    v_offset: int
+    kv_slot: int
+    kv_head: int
+    scale_slot: int
+    scale_head: int
+    ring: int
+    logits: int
+    logits_stride: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """A model compiled for one accelerator.
+
+    preset, fingerprint: of the accelerator. rows: rows of a step that the program has room for.
+    context: positions of a slot. layers: of the model. slots: sequences at a time.
+    head_bytes: of a head in the KV cache. logits_frac: fraction bits of the logits.
+    Useful bytes, for ``bandwidth_fraction``: layer_bytes and classifier_bytes of weights,
+    kv_bytes_per_position. layer_macs: multiply-accumulates of the layers per row, without the
+    attention_macs_per_position.
+    tokenizer: its bytes. payload: uint8, device memory from address PAGE up to map.kv.
+    """
+
+    preset: str
+    fingerprint: str
+    name: str
+    rows: int
+    context: int
+    layers: int
+    slots: int
+    vocab: int
+    head_bytes: int
+    logits_frac: int
+    layer_bytes: int
+    classifier_bytes: int
+    kv_bytes_per_position: int
+    layer_macs: int
+    attention_macs_per_position: int
+    map: MemoryMap
+    tokenizer: bytes = field(repr=False)
+    payload: np.ndarray = field(repr=False)
+
+    @property
+    def work(self) -> Work:
+        """What a step of this model must do at least."""
+        return Work(**{f.name: getattr(self, f.name) for f in fields(Work)})
+
+    def memory(self, dumped_logits: int = 0) -> tuple[int, int]:
+        """Bytes of the bulk window and of the job window that a device must offer.
+
+        The job window has room for so many rows of logits, or as many as slots, for sampling.
+        """
+        rows = max(dumped_logits, self.slots)
+        logits = self.map.logits - isa.JOB + rows * self.map.logits_stride
+        return self.map.end, round_up(logits, PAGE)
+
+    def write(self, path: str | Path) -> None:
+        """Write the image file, whole or not at all."""
+        header = asdict(self)
+        header["tokenizer"], header["payload"] = len(self.tokenizer), int(self.payload.size)
+        write_container(path, MAGIC, header, [self.tokenizer, self.payload.tobytes()])
+
+    @classmethod
+    def read(cls, path: str | Path) -> Image:
+        """Read an image file; UserError for anything that is not a sound one."""
+        header, data = read_container(path, MAGIC, "an image file", "tokenfabric compile")
+        names = {f.name for f in fields(cls)}
+        bad = set(header) ^ names
+        if bad:
+            raise UserError(f"{path}: header field {sorted(bad)[0]!r} is missing or unknown")
+        try:
+            header["map"] = MemoryMap(**_integers(header["map"]))
+            split, size = int(header["tokenizer"]), int(header["payload"])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: the header is not one of an image ({error})") from None
+        if split < 0 or split + size != len(data) or size != header["map"].kv - PAGE:
+            raise UserError(
+                f"{path}: the header promises {split} + {size} bytes, the file holds {len(data)}; "
+                "run 'tokenfabric compile' again"
+            )
+        header["tokenizer"] = bytes(data[:split])
+        header["payload"] = np.frombuffer(data[split:], np.uint8)
+        return cls(**header)
+
+    def descriptor(self, rows: list[dict[str, int]], *, steps: int = 1, stops=()) -> np.ndarray:
+        """The job descriptor and row table, uint32, to be written to device address ``isa.JOB``.
+
+        ``rows``: {token, position, slot, flags} of each row, rows of a slot together.
+        """
+        if not 0 < len(rows) <= self.rows:
+            raise ValueError(f"{len(rows)} rows, a step of this image takes 1 to {self.rows}")
+        m = self.map
+        values = {
+            "magic": isa.DESCRIPTOR_MAGIC,
+            "program": m.program,
+            "program_words": m.program_words,
+            "stream": m.stream,
+            "stream_body": m.stream_body,
+            "stream_full": m.stream_full,
+            "embedding": m.embedding,
+            "embedding_group": m.embedding_group,
+            "rope": m.rope,
+            "head_bytes": self.head_bytes,
+            "v_offset": m.v_offset,
+            "kv_head": m.kv_head,
+            "scale_head": m.scale_head,
+            "logits": m.logits,
+            "logits_stride": m.logits_stride,
+            "ring": m.ring,
+            "rows": len(rows),
+            "steps": steps,
+            "vocab": self.vocab,
+            "context": self.context,
+        }
+        stops = [*stops, *[0xFFFFFFFF] * 4][:4]
+        values.update({f"stop{i}": stop for i, stop in enumerate(stops)})
+        words = np.zeros(isa.DESCRIPTOR_WORDS + isa.ROW_WORDS * len(rows), np.uint32)
+        for at, (name, _) in enumerate(isa.DESCRIPTOR):
+            words[at] = values[name]
+        for number, row in enumerate(rows):
+            kv_slot = row["slot"] * m.kv_slot
+            entry = {
+                **row,
+                "kv_slot": kv_slot,
+                "scale_slot": row["slot"] * m.scale_slot,
+                "kv_row": kv_slot + row["position"] * self.head_bytes,
+                "reserved": 0,
+            }
+            at = isa.DESCRIPTOR_WORDS + isa.ROW_WORDS * number
+            words[at : at + isa.ROW_WORDS] = [entry[name] for name, _ in isa.ROW]
+        return words
+
+
+def _integers(values: Any) -> dict[str, int]:
+    return {str(k): int(v) for k, v in dict(values).items()}

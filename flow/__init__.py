@@ -1,0 +1,1 @@
+"""From the hardware description to Verilog, netlists and bitstreams."""
