@@ -13,7 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from tokenfabric.compiler.area import area, shares
-from tokenfabric.compiler.compile import memory_needs, program_of
+from tokenfabric.compiler.compile import program_of
+from tokenfabric.compiler.sizes import memory_needs
 from tokenfabric.compiler.timing import estimate_decode, estimate_prefill
 from tokenfabric.core.boards import BoardSpec
 from tokenfabric.core.config import BURST_BEATS, FabricConfig

@@ -11,11 +11,12 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from tokenfabric.compiler.compile import program_of, stream_words
+from tokenfabric.compiler.compile import program_of
+from tokenfabric.compiler.program import stream_words
 from tokenfabric.core.config import BURST_BEATS, FabricConfig
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.fixed import ceil_div
-from tokenfabric.core.isa import INSTRUCTION_BYTES, Instruction, Op, Unit
+from tokenfabric.core.isa import INSTRUCTION_BYTES, OPERATIONS, Instruction, Op, Unit, shares
 from tokenfabric.core.shape import ModelShape
 from tokenfabric.core.work import decode_rates, work_of
 
@@ -91,9 +92,9 @@ class _Step:
         for i in code:
             if i.want and not self.want:
                 continue
-            unit = _UNIT.get(i.op, Unit.VECTOR)
+            unit = OPERATIONS[i.op].unit
             rows = self.want if i.want else self.rows
-            waits = Unit(i.wait) | unit | _SHARES.get(i.op, Unit(0))
+            waits = Unit(i.wait) | shares(i.op)
             now = max(now + ISSUE, *(idle[u] for u in Unit if u in waits))
             if i.op in (Op.MATMUL, Op.LOAD):
                 now += rows if i.op is Op.MATMUL else 0  # the row table
@@ -106,7 +107,7 @@ class _Step:
                 idle[unit] = now + self.stream.latency - MEMORY + rows * row
             elif i.op is not Op.END:
                 idle[unit] = now + VECTOR + self._vector(i, rows)
-                if i.op is Op.APPEND:
+                if OPERATIONS[i.op].through is Unit.WRITER:
                     idle[Unit.WRITER] = idle[unit] + MEMORY
         return now + ROW * self.rows
 
@@ -138,24 +139,6 @@ class _Step:
         self.stream.fill(start + took, beats / self.cfg.ports)
         self.time["attention"] += took
         return start + took
-
-
-_UNIT = {
-    Op.LOAD: Unit.ARRAY,
-    Op.MATMUL: Unit.ARRAY,
-    Op.ATTEND: Unit.ATTENTION,
-    Op.EMBED: Unit.EMBED,
-}
-# What the sequencer waits for in any case, as in rtl/sequencer.py.
-_SHARES = {
-    Op.LOAD: Unit.ATTENTION,
-    Op.EMBED: Unit.ARRAY | Unit.ATTENTION,
-    Op.MATMUL: Unit.ATTENTION | Unit.EMBED,
-    Op.ROPE: Unit.ATTENTION,
-    Op.APPEND: Unit.ATTENTION,
-    Op.ATTEND: Unit.ARRAY | Unit.EMBED | Unit.VECTOR | Unit.WRITER,
-    Op.END: Unit.ARRAY | Unit.VECTOR | Unit.ATTENTION | Unit.EMBED,
-}
 
 
 def _scale_beats(cfg: FabricConfig, positions: int) -> int:

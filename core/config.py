@@ -189,6 +189,11 @@ class FabricConfig:
         return self.word_bytes // 2
 
     @property
+    def load_chunks(self) -> int:
+        """Chunks of PARAM that LOAD writes at once: int16 values in a word."""
+        return self.word_bytes // (2 * self.cols)
+
+    @property
     def max_k(self) -> int:
         """The longest row that fits the activation memory for at least one row."""
         return min(8192, self.in_chunks * self.cols)
@@ -229,13 +234,12 @@ class FabricConfig:
     def memories(self) -> dict[str, tuple[int, int, int]]:
         """Every memory that is meant for RAM blocks: how many of it, bits of a word, words."""
         act, res = self.cols * ACT_BITS, self.cols * RES_BITS
-        group = self.word_bytes // (2 * self.cols)  # chunks that LOAD writes at once
         return {
             "in": (1, act * self.k_chunks, self.in_chunks // self.k_chunks),
             "out": (1, act * 2, self.out_chunks // 2),
             "res": (1, res, self.res_chunks),
             "scores": (1, act * self.k_chunks, self.score_chunks // self.k_chunks),
-            "param": (1, act * group, self.param_chunks // group),
+            "param": (1, act * self.load_chunks, self.param_chunks // self.load_chunks),
             "rope": (1, act, self.max_rows * self.max_head_chunks),
             "weights": (self.ports, 8 * self.port_bytes, self.weight_fifo_beats),
             "kv": (self.ports, 8 * self.cols, self.kv_chunks // self.ports),

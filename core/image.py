@@ -11,6 +11,7 @@ from tokenfabric.core import isa
 from tokenfabric.core.container import read_container, write_container
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.fixed import round_up
+from tokenfabric.core.kv import KvLayout
 from tokenfabric.core.work import Work
 
 __all__ = ["MAGIC", "Image", "MemoryMap"]
@@ -84,6 +85,19 @@ class Image:
         """What a step of this model must do at least."""
         return Work(**{f.name: getattr(self, f.name) for f in fields(Work)})
 
+    @property
+    def kv(self) -> KvLayout:
+        """How the KV cache lies in memory."""
+        m = self.map
+        return KvLayout(
+            base=m.kv,
+            layers=self.layers,
+            slots=self.slots,
+            kv_heads=m.kv_slot // m.kv_head,
+            positions=m.kv_head // self.head_bytes,
+            head_bytes=self.head_bytes,
+        )
+
     def memory(self, dumped_logits: int = 0) -> tuple[int, int]:
         """Bytes of the bulk window and of the job window that a device must offer.
 
@@ -128,7 +142,7 @@ class Image:
         """
         if not 0 < len(rows) <= self.rows:
             raise ValueError(f"{len(rows)} rows, a step of this image takes 1 to {self.rows}")
-        m = self.map
+        m, kv = self.map, self.kv
         values = {
             "magic": isa.DESCRIPTOR_MAGIC,
             "program": m.program,
@@ -139,10 +153,10 @@ class Image:
             "embedding": m.embedding,
             "embedding_group": m.embedding_group,
             "rope": m.rope,
-            "head_bytes": self.head_bytes,
-            "v_offset": m.v_offset,
-            "kv_head": m.kv_head,
-            "scale_head": m.scale_head,
+            "head_bytes": kv.head_bytes,
+            "v_offset": kv.v_offset,
+            "kv_head": kv.head,
+            "scale_head": kv.scale_head,
             "logits": m.logits,
             "logits_stride": m.logits_stride,
             "ring": m.ring,
@@ -157,14 +171,7 @@ class Image:
         for at, (name, _) in enumerate(isa.DESCRIPTOR):
             words[at] = values[name]
         for number, row in enumerate(rows):
-            kv_slot = row["slot"] * m.kv_slot
-            entry = {
-                **row,
-                "kv_slot": kv_slot,
-                "scale_slot": row["slot"] * m.scale_slot,
-                "kv_row": kv_slot + row["position"] * self.head_bytes,
-                "reserved": 0,
-            }
+            entry = {**row, **kv.row(row["slot"], row["position"]), "reserved": 0}
             at = isa.DESCRIPTOR_WORDS + isa.ROW_WORDS * number
             words[at : at + isa.ROW_WORDS] = [entry[name] for name, _ in isa.ROW]
         return words

@@ -8,8 +8,10 @@ the window.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from enum import IntEnum, IntFlag
+from enum import Enum, IntEnum, IntFlag
+from typing import Protocol
 
 __all__ = [
     "DESCRIPTOR",
@@ -17,15 +19,21 @@ __all__ = [
     "INSTRUCTION_BITS",
     "INSTRUCTION_BYTES",
     "OPERATIONS",
+    "Access",
     "Dest",
     "Instruction",
+    "Memory",
     "Op",
+    "Operation",
+    "Part",
     "RowFlag",
     "Unit",
     "decode",
     "describe",
     "disassemble",
     "encode",
+    "operations_of",
+    "shares",
 ]
 
 INSTRUCTION_BITS = 256
@@ -47,13 +55,19 @@ class Op(IntEnum):
 
 
 class Unit(IntFlag):
-    """What an instruction can wait for: the bits of its ``wait`` field."""
+    """What an instruction can wait for: the bits of its ``wait`` field.
 
-    ARRAY = 1  # MATMUL, LOAD: idle when the last result has been written
-    VECTOR = 2  # NORM, ROPE, APPEND, SWIGLU
-    WRITER = 4  # every write to memory has been answered
-    ATTENTION = 8  # ATTEND
+    OPERATIONS says which unit an operation belongs to.
+    """
+
+    ARRAY = 1  # idle when the last result has been written
+    VECTOR = 2
+    WRITER = 4  # of no operation: idle when every write to DRAM has been answered
+    ATTENTION = 8
     EMBED = 16
+
+
+NO_UNIT = Unit(0)
 
 
 class Dest(IntEnum):
@@ -118,45 +132,6 @@ FIELD_DOC = {
     "imm2": "APPEND, ATTEND: memory address of the layer's K scales of slot 0, head 0",
 }
 
-OPERATIONS: dict[Op, tuple[str, str]] = {
-    Op.END: ("", "The step is over: choose tokens, write the ring, next step or stop."),
-    Op.LOAD: (
-        "n param want",
-        "param from chunk `param` on = the next n words of the weight stream (int16).",
-    ),
-    Op.EMBED: (
-        "dst dst_stride k shift sat",
-        "res[row] = embed(embedding[token[row]]): k chunks per row.",
-    ),
-    Op.NORM: (
-        "src src_stride dst dst_stride k param shift shift2 imm sat want",
-        "in[row] = rmsnorm(res[row], shift2, imm, param, shift).",
-    ),
-    Op.MATMUL: (
-        "src src_stride dst dst_stride k n mode shift shift2 sat want",
-        "dest[row] = requantize(in[row] @ weights, multipliers, shift or, odd blocks, shift2).",
-    ),
-    Op.ROPE: (
-        "src src_stride dst dst_stride heads head_chunks sat",
-        "in[row, head] = rope(out[row, head], table[row]); heads start on row-blocks of the array.",
-    ),
-    Op.APPEND: (
-        "src src_stride heads head_chunks param imm imm2 sat",
-        (
-            "K cache[row] = quantize_k(rope(out[row, K head]), param), its scale, V cache[row] = "
-            "out[row, V head]; K heads, then V heads, from src."
-        ),
-    ),
-    Op.ATTEND: (
-        "src src_stride dst dst_stride heads group head_chunks shift shift2 imm imm2 sat",
-        "in[row, head] = softmax(requantize(q @ K, K scales, shift), shift2) @ V / total, causal.",
-    ),
-    Op.SWIGLU: (
-        "src src_stride dst dst_stride n shift shift2 sat",
-        "in[row] = swiglu(out[row, even chunks], out[row, odd chunks], shift2, shift).",
-    ),
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
@@ -181,6 +156,213 @@ class Instruction:
     head_chunks: int = 0
     imm: int = 0
     imm2: int = 0
+
+
+class Memory(Enum):
+    """What instructions read and write. Chunks on chip, but for CACHE: see :class:`Access`."""
+
+    IN = "activations that the array and the attention read"
+    OUT = "activations that the vector unit reads"
+    RES = "the residual stream"
+    PARAM = "gains of the norms, means of K"
+    CACHE = "K and V of a layer in DRAM, with their scales"
+
+    @property
+    def one_reader(self) -> bool:
+        """Two units cannot read it at a time: they share its read port."""
+        return self is Memory.RES
+
+
+class Part(Enum):
+    """Hardware that operations of different units use, and that serves one unit at a time.
+
+    What keeps them apart is the sequencer, whatever the program's waits say: see :func:`shares`.
+    """
+
+    ENGINE = "array, loader and accumulators, with the table of rows that they work on"
+    REQUANTIZE = "Requantize and Writeback, behind the array"
+    IN_PORT = "the write port of IN: two writes in a cycle would lose one"
+    CACHE = "K and V in DRAM, whose addresses only the units know"
+
+
+@dataclass(frozen=True)
+class Access:
+    """Chunks of a memory that an instruction reads or writes.
+
+    For each row of the step, ``pieces`` runs of ``chunks``, ``pitch`` apart; the first row's first
+    run begins at ``at``, those of the next row ``stride`` chunks further on. ``stride`` 0: the same
+    for all rows. CACHE: one "chunk" per layer, its number the layer's address.
+    """
+
+    memory: Memory
+    at: int
+    stride: int
+    chunks: int
+    pieces: int = 1
+    pitch: int = 0
+
+
+class Sizes(Protocol):
+    """What the ranges of operands depend on besides the instruction: of a FabricConfig."""
+
+    @property
+    def k_chunks(self) -> int: ...
+
+    @property
+    def load_chunks(self) -> int: ...
+
+
+Accesses = Callable[["Instruction", Sizes], tuple[Access, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """A row of the table.
+
+    fields: those that it reads besides ``op`` and ``wait``. doc: what it does. unit: busy from its
+    start until it is done; none for END. parts: shared hardware that it uses. reads, writes: the
+    chunks. through: a unit that still works on its writes when ``unit`` is idle again.
+    """
+
+    fields: str
+    doc: str
+    unit: Unit = NO_UNIT
+    parts: frozenset[Part] = frozenset()
+    reads: Accesses = lambda i, c: ()
+    writes: Accesses = lambda i, c: ()
+    through: Unit = NO_UNIT
+
+
+def _src(memory: Memory, i: Instruction, chunks: int, pieces: int = 1, pitch: int = 0) -> Access:
+    return Access(memory, i.src, i.src_stride, chunks, pieces, pitch)
+
+
+def _dst(memory: Memory, i: Instruction, chunks: int, pieces: int = 1, pitch: int = 0) -> Access:
+    return Access(memory, i.dst, i.dst_stride, chunks, pieces, pitch)
+
+
+def _param(i: Instruction, chunks: int) -> Access:
+    return Access(Memory.PARAM, i.param, 0, chunks)
+
+
+def _cache(i: Instruction) -> Access:
+    return Access(Memory.CACHE, i.imm, 0, 1)
+
+
+def _head_pitch(i: Instruction, c: Sizes) -> int:
+    """Chunks from head to head of q in IN: whole row-blocks."""
+    return -(-i.head_chunks // c.k_chunks) * c.k_chunks
+
+
+OPERATIONS: dict[Op, Operation] = {
+    Op.END: Operation(
+        fields="",
+        doc="The step is over: choose tokens, write the ring, next step or stop.",
+    ),
+    Op.LOAD: Operation(
+        fields="n param want",
+        doc="param from chunk `param` on = the next n words of the weight stream (int16).",
+        unit=Unit.ARRAY,
+        parts=frozenset({Part.ENGINE}),
+        writes=lambda i, c: (_param(i, i.n * c.load_chunks),),
+    ),
+    Op.EMBED: Operation(
+        fields="dst dst_stride k shift sat",
+        doc="res[row] = embed(embedding[token[row]]): k chunks per row.",
+        unit=Unit.EMBED,
+        parts=frozenset({Part.REQUANTIZE}),
+        writes=lambda i, c: (_dst(Memory.RES, i, i.k),),
+    ),
+    Op.NORM: Operation(
+        fields="src src_stride dst dst_stride k param shift shift2 imm sat want",
+        doc="in[row] = rmsnorm(res[row], shift2, imm, param, shift).",
+        unit=Unit.VECTOR,
+        reads=lambda i, c: (_src(Memory.RES, i, i.k), _param(i, i.k)),
+        writes=lambda i, c: (_dst(Memory.IN, i, i.k),),
+    ),
+    Op.MATMUL: Operation(
+        fields="src src_stride dst dst_stride k n mode shift shift2 sat want",
+        doc="dest[row] = requantize(in[row] @ weights, multipliers, shift or, odd blocks, shift2).",
+        unit=Unit.ARRAY,
+        parts=frozenset({Part.ENGINE, Part.REQUANTIZE}),
+        reads=lambda i, c: (
+            _src(Memory.IN, i, i.k),
+            *((_dst(Memory.RES, i, i.n),) if i.mode == Dest.RES else ()),
+        ),
+        writes=lambda i, c: {
+            Dest.OUT: (_dst(Memory.OUT, i, i.n),),
+            Dest.OUT8: (_dst(Memory.OUT, i, i.n),),
+            Dest.RES: (_dst(Memory.RES, i, i.n),),
+            Dest.LOGITS: (),  # to the job window, which no instruction reads
+        }[Dest(i.mode)],
+    ),
+    Op.ROPE: Operation(
+        fields="src src_stride dst dst_stride heads head_chunks sat",
+        doc=(
+            "in[row, head] = rope(out[row, head], table[row]); heads start on row-blocks of the "
+            "array."
+        ),
+        unit=Unit.VECTOR,
+        parts=frozenset({Part.IN_PORT}),
+        reads=lambda i, c: (_src(Memory.OUT, i, i.heads * i.head_chunks),),
+        writes=lambda i, c: (_dst(Memory.IN, i, i.head_chunks, i.heads, _head_pitch(i, c)),),
+    ),
+    Op.APPEND: Operation(
+        fields="src src_stride heads head_chunks param imm imm2 sat",
+        doc=(
+            "K cache[row] = quantize_k(rope(out[row, K head]), param), its scale, V cache[row] = "
+            "out[row, V head]; K heads, then V heads, from src."
+        ),
+        unit=Unit.VECTOR,
+        parts=frozenset({Part.CACHE}),
+        reads=lambda i, c: (
+            _src(Memory.OUT, i, 2 * i.heads * i.head_chunks),
+            _param(i, i.heads * i.head_chunks),
+        ),
+        writes=lambda i, c: (_cache(i),),
+        through=Unit.WRITER,
+    ),
+    Op.ATTEND: Operation(
+        fields="src src_stride dst dst_stride heads group head_chunks shift shift2 imm imm2 sat",
+        doc=(
+            "in[row, head] = softmax(requantize(q @ K, K scales, shift), shift2) @ V / total, "
+            "causal."
+        ),
+        unit=Unit.ATTENTION,
+        parts=frozenset({Part.ENGINE, Part.REQUANTIZE, Part.IN_PORT, Part.CACHE}),
+        reads=lambda i, c: (
+            _src(Memory.IN, i, i.head_chunks, i.heads * i.group, _head_pitch(i, c)),
+            _cache(i),
+        ),
+        writes=lambda i, c: (_dst(Memory.IN, i, i.heads * i.group * i.head_chunks),),
+    ),
+    Op.SWIGLU: Operation(
+        fields="src src_stride dst dst_stride n shift shift2 sat",
+        doc="in[row] = swiglu(out[row, even chunks], out[row, odd chunks], shift2, shift).",
+        unit=Unit.VECTOR,
+        reads=lambda i, c: (_src(Memory.OUT, i, 2 * i.n),),
+        writes=lambda i, c: (_dst(Memory.IN, i, i.n),),
+    ),
+}
+
+
+def operations_of(unit: Unit) -> tuple[Op, ...]:
+    """The operations that ``unit`` works on."""
+    return tuple(op for op, row in OPERATIONS.items() if row.unit == unit)
+
+
+def shares(op: Op) -> Unit:
+    """Units that must be idle before ``op`` starts, whatever the program says.
+
+    Its own, which takes one instruction at a time, and those whose operations use a part of the
+    hardware that it uses, until their writes are done. END waits for every operation.
+    """
+    mine = OPERATIONS[op]
+    units = mine.unit
+    for other in OPERATIONS.values():
+        if op is Op.END or (other.unit != mine.unit and mine.parts & other.parts):
+            units |= other.unit | (NO_UNIT if op is Op.END else other.through)
+    return units
 
 
 def encode(instruction: Instruction) -> bytes:
@@ -211,7 +393,7 @@ def decode(data: bytes) -> Instruction:
 def disassemble(instruction: Instruction) -> str:
     """One line of text: the operation, then the fields it reads."""
     text = instruction.op.name.lower().ljust(7)
-    names = OPERATIONS[instruction.op][0].split()
+    names = OPERATIONS[instruction.op].fields.split()
     parts = [f"{name}={getattr(instruction, name)}" for name in names]
     if instruction.op is Op.MATMUL:
         parts = [
@@ -274,7 +456,7 @@ ROW: tuple[tuple[str, str], ...] = (
 def describe() -> list:
     """The tables as plain lists, for the fingerprint and the documentation."""
     return [
-        [[op.name, op.value, OPERATIONS[op][0]] for op in Op],
+        [[op.name, op.value, OPERATIONS[op].fields] for op in Op],
         [list(field) for field in FIELDS],
         [name for name, _ in DESCRIPTOR],
         [name for name, _ in ROW],

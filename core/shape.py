@@ -78,6 +78,12 @@ class ModelShape:
             raise UserError(f"tied={show(self.tied)} is not true or false; correct the config")
 
     @property
+    def architecture(self):
+        from tokenfabric.core.arch import LLAMA
+
+        return LLAMA
+
+    @property
     def q_dim(self) -> int:
         """Rows of wq: heads * head_dim."""
         return self.heads * self.head_dim

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from tokenfabric.core.image import Image
 from tokenfabric.host.device import DeviceError, load, put_job, run
 from tokenfabric.host.session import Job
 
-__all__ = ["cache_tensors", "replay"]
+__all__ = ["replay"]
 
 DEADLINE = 3600.0
 
@@ -70,24 +70,10 @@ def _written(jobs: Sequence[Job]) -> dict[int, int]:
     return last
 
 
-def cache_tensors(image: Image, slot: int = 0) -> Iterator[tuple[str, int, int, int, int]]:
-    """(name, layer, KV head, address, bytes per position) of K, V and K scales of a slot."""
-    m = image.map
-    scales = m.kv + image.layers * 2 * m.v_offset
-    scale_layer = m.scale_slot * (m.v_offset // m.kv_slot)
-    for layer in range(image.layers):
-        k = m.kv + layer * 2 * m.v_offset + slot * m.kv_slot
-        s = scales + layer * scale_layer + slot * m.scale_slot
-        for head in range(m.kv_slot // m.kv_head):
-            yield "K", layer, head, k + head * m.kv_head, image.head_bytes
-            yield "V", layer, head, k + m.v_offset + head * m.kv_head, image.head_bytes
-            yield "K scale", layer, head, s + head * m.scale_head, 2
-
-
 def _cache(jobs: Sequence[Job], image: Image, subject: Any, reference: Any) -> str | None:
     for slot, positions in _written(jobs).items():
         where = f" of slot {slot}" if image.slots > 1 else ""
-        for name, layer, head, at, size in cache_tensors(image, slot):
+        for name, layer, head, at, size in image.kv.tensors(slot):
             a = subject.read(at, positions * size).reshape(positions, size)
             b = reference.read(at, positions * size).reshape(positions, size)
             if not np.array_equal(a, b):

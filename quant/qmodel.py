@@ -104,6 +104,14 @@ class QLayer:
     h_frac: int
 
     @property
+    def linears(self):
+        return {n: getattr(self, n) for n in ("wq", "wk", "wv", "wo", "w1", "w2", "w3")}
+
+    @property
+    def norms(self):
+        return {n: getattr(self, n) for n in ("attn_norm", "ffn_norm")}
+
+    @property
     def gate_frac(self) -> int:
         return ops.SIGMOID_FRAC - self.glu_align
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tokenfabric.core import isa
 from tokenfabric.core.image import PAGE, Image
-from tokenfabric.core.isa import Instruction, Op, Unit
+from tokenfabric.core.isa import Instruction, Op, Unit, operations_of
 from tokenfabric.core.registers import COUNTERS
 from tokenfabric.sim.verilator import READ, REFRESH, TURN, WRITE, Recording
 
@@ -48,11 +48,11 @@ BLAMED = CAUSES.index("fabric full")  # from here on a unit is to blame
 WHO = ("attend", "attend: softmax", "attend: K or V", "attend: array", "matmul", "load", "norm",
        "rope", "append", "swiglu", "embed", "writes", "issue", "between steps")  # fmt: skip
 
-UNITS = {
-    "array": (Op.MATMUL, Op.LOAD),
-    "attention": (Op.ATTEND,),
+UNITS: dict[str, tuple[Op, ...]] = {
+    "array": operations_of(Unit.ARRAY),
+    "attention": operations_of(Unit.ATTENTION),
     "softmax": (),  # part of ATTEND
-    "vector": (Op.NORM, Op.ROPE, Op.APPEND, Op.SWIGLU),
+    "vector": operations_of(Unit.VECTOR),
 }
 """Units whose work is recorded, and the instructions that are theirs."""
 
@@ -300,13 +300,12 @@ def _kinds(bursts: np.ndarray, image: Image, bases: Sequence[int]) -> np.ndarray
     in_job = address >= bases[1]
     at = address - bases[0]
     write = bursts["use"] == WRITE
-    scales = m.kv + image.layers * 2 * m.v_offset
     program = (m.program <= at) & (at < m.program + m.program_words * isa.INSTRUCTION_BYTES)
     names = [
         (write & in_job, "results written"),
         (write, "K and V written"),
         (in_job | program, "program and job"),
-        (at >= scales, "K scales"),
+        (at >= image.kv.scales, "K scales"),
         (at >= m.kv, "K and V"),
         (at >= m.rope, "RoPE"),
         (bursts["bytes"] < bursts["bytes"].max(initial=0), "embedding"),

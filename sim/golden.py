@@ -11,6 +11,7 @@ from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.fixed import ceil_div, saturate
 from tokenfabric.core.isa import Dest, Instruction, Op, RowFlag
 from tokenfabric.core.registers import SATURATION_COUNTERS, Error, State
+from tokenfabric.core.weights import INT8, from_superblocks, memory_offsets
 from tokenfabric.host.device import DeviceError
 
 __all__ = ["GoldenDevice"]
@@ -97,8 +98,7 @@ class GoldenDevice:
         self.saturated = np.zeros(SATURATION_COUNTERS, np.int64)
         blocks = job["stream_full"] if self.want else job["stream_body"]
         data = self._at(job["stream"], blocks * cfg.superblock_bytes)
-        beats = data.reshape(blocks, cfg.ports, -1, cfg.cols)
-        self.stream = beats.transpose(0, 2, 1, 3).reshape(-1, cfg.word_bytes)
+        self.stream = from_superblocks(cfg, data)
         self.logits_at = job["logits"]
         for _ in range(job["steps"]):
             self._step(program)
@@ -158,18 +158,12 @@ class GoldenDevice:
         self.taken += count
         return self.stream[self.taken - count : self.taken]
 
-    def _weights(self, blocks: int, k_blocks: int) -> tuple[np.ndarray, np.ndarray]:
-        """The next ``blocks`` column-blocks of the stream: int8 [n, k] and their multipliers."""
-        cfg = self.cfg
-        group = cfg.scale_channels // cfg.cols  # column-blocks that share a word of multipliers
-        weights, mults = [], []
-        for first in range(0, blocks, group):
-            count = min(group, blocks - first)
-            mults.append(self._words(1).view("<u2").ravel()[: count * cfg.cols])
-            tiles = self._words(count * k_blocks * cfg.tile_cycles).view(np.int8)
-            tiles = tiles.reshape(count, k_blocks, cfg.cols, cfg.rows)
-            weights.append(tiles.transpose(0, 2, 1, 3).reshape(count * cfg.cols, -1))
-        return np.concatenate(weights), np.concatenate(mults).astype(np.int64)
+    def _weights(self, i: Instruction) -> tuple[np.ndarray, np.ndarray]:
+        """The matrix of a MATMUL from the stream: int8 [n, k] and its multipliers."""
+        inputs = i.k * self.cfg.cols
+        words = self._words(INT8.words(self.cfg, i.n, inputs))
+        weight, mult = INT8.unpack(self.cfg, words, i.n, inputs)
+        return weight, mult.astype(np.int64)
 
     def _rope_rows(self, heads: int, head_dim: int) -> np.ndarray:
         at = [self.job["rope"] + row["position"] * head_dim * 2 for row in self.rows]
@@ -183,28 +177,20 @@ class GoldenDevice:
 
     def _embed(self, i: Instruction) -> None:
         cfg, job = self.cfg, self.job
-        k_blocks = ceil_div(i.k * cfg.cols, cfg.rows)
         for row, record in enumerate(self.rows):
-            token = record["token"]
-            base = token // cfg.scale_channels * job["embedding_group"]
-            within = token % cfg.scale_channels
-            mult = self._embedding(base + 2 * within, 2).view("<u2")[0]
-            tile = base + cfg.word_bytes + within // cfg.cols * k_blocks * cfg.macs
-            first = tile + within % cfg.cols * cfg.rows
-            columns = [self._embedding(first + b * cfg.macs, cfg.rows) for b in range(k_blocks)]
-            w = np.concatenate(columns).view(np.int8)[: i.k * cfg.cols]
+            group, within = divmod(record["token"], cfg.scale_channels)
+            base = group * job["embedding_group"]
+            mult_at, at = INT8.channel(cfg, i.k * cfg.cols, within)
+            mult = self._embedding(base + mult_at + np.arange(2)).view("<u2")[0]
+            w = self._embedding(base + at).view(np.int8)
             wide = ops.requantize(w, int(mult), i.shift)
             self._count(i.sat, wide, 32)
             at = i.dst + row * i.dst_stride
             self.res[at : at + i.k] = saturate(wide, 32).reshape(-1, cfg.cols)
 
-    def _embedding(self, at: int, count: int) -> np.ndarray:
-        """Bytes of the embedding, given an address in the order of the stream's words."""
-        cfg = self.cfg
-        s = np.arange(at, at + count)
-        block, rest = s // cfg.superblock_bytes, s % cfg.superblock_bytes
-        word, port, byte = rest // cfg.word_bytes, rest // cfg.cols % cfg.ports, rest % cfg.cols
-        where = block * cfg.superblock_bytes + (port * 16 + word) * cfg.cols + byte
+    def _embedding(self, at: np.ndarray) -> np.ndarray:
+        """Bytes of the embedding, which lies in memory as a classifier in the stream does."""
+        where = memory_offsets(self.cfg, at)
         self._at(self.job["embedding"] + int(where.max()), 1)
         return self.windows[0][self.job["embedding"] + where]
 
@@ -217,8 +203,7 @@ class GoldenDevice:
 
     def _matmul(self, i: Instruction) -> None:
         cfg = self.cfg
-        k_blocks = ceil_div(i.k * cfg.cols, cfg.rows)
-        w, mult = self._weights(i.n, k_blocks)
+        w, mult = self._weights(i)
         x = self._load_rows(self.in_, i, i.k)
         odd = np.arange(len(w)) // cfg.cols & 1
         shift = np.where(odd, i.shift2, i.shift)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from small_models import ODD, SMALL, golden
-from tokenfabric.compiler.compile import compile_model, program_of, stream_words
+from tokenfabric.compiler.compile import compile_model, program_of
+from tokenfabric.compiler.program import stream_words
 from tokenfabric.core import isa
 from tokenfabric.core.config import preset
 from tokenfabric.core.errors import UserError

@@ -39,7 +39,7 @@ def _instructions() -> Iterator[str]:
     )
     yield ""
     for op in isa.Op:
-        names, text = isa.OPERATIONS[op]
+        names, text = isa.OPERATIONS[op].fields, isa.OPERATIONS[op].doc
         yield f"### {op.value} {op.name}"
         yield ""
         yield text
