@@ -13,7 +13,7 @@ from tokenfabric.core.arch import Attention, FeedForward, Matrix
 from tokenfabric.core.config import BURST_BEATS, FabricConfig
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.fixed import ceil_div, round_up
-from tokenfabric.core.isa import Dest, Op, Unit
+from tokenfabric.core.isa import Dest, Op
 from tokenfabric.core.kv import KvLayout
 from tokenfabric.core.shape import ModelShape
 from tokenfabric.core.tensors import TensorClass
@@ -52,7 +52,6 @@ def lower(
     p = work.program
     p.add(
         Op.EMBED,
-        Unit.ARRAY,
         dst_stride=sizes.dim,
         k=sizes.dim,
         shift=model.embedding.shift,
@@ -77,7 +76,7 @@ class _Lowering:
 
     def __init__(self, cfg: FabricConfig, shape: ModelShape, sizes: Sizes, kv: KvLayout):
         self.cfg, self.shape, self.sizes, self.kv = cfg, shape, sizes, kv
-        self.program = Program(cfg)
+        self.program = Program(cfg, sizes.rows)
         self.x = {"src": 0, "src_stride": sizes.x_stride}  # IN: norm outputs, attention output
         self.h = {"src": sizes.h, "src_stride": sizes.h_stride}  # IN: the hidden layer
         self.to_res = {"dst_stride": sizes.dim, "mode": Dest.RES}
@@ -93,16 +92,14 @@ class _Lowering:
             for name, value in kept.items():
                 at[name] = sum(ceil_div(v.size, self.cfg.cols) for v in values)
                 values.append(value)
-        self.program.load(chunks_of(values, self.cfg.cols), Unit.VECTOR)
-        first = Unit.ARRAY | Unit.EMBED
+        self.program.load(chunks_of(values, self.cfg.cols))
         for sublayer in self.shape.architecture.sublayers:
             name = sublayer.norm.name
-            self._norm(layer.norms[name], at[name], first)
+            self._norm(layer.norms[name], at[name])
             if isinstance(sublayer, Attention):
                 self._attention(sublayer, number, layer, at["k_mean"])
             else:
                 self._feed_forward(sublayer, layer)
-            first = Unit.ARRAY
 
     def classifier(self, model: QModel) -> None:
         """The last norm, the classifier, and what brings the stream to the end of a superblock."""
@@ -111,23 +108,22 @@ class _Lowering:
         # Zeros fill the body's last superblock: this LOAD takes them, too.
         need = ceil_div(gain.size * 2, self.cfg.word_bytes)
         before = p.stream_words(want=0)
-        p.load(gain, Unit.VECTOR, words=round_up(before + need, BURST_BEATS) - before)
-        self._norm(model.final_norm, 0, Unit.ARRAY, want=1)
+        p.load(gain, words=round_up(before + need, BURST_BEATS) - before)
+        self._norm(model.final_norm, 0, want=1)
         rows = channels(1, self.shape.vocab, self.cfg.cols)
         self._matmul(
-            model.classifier, rows, Unit.VECTOR, src_stride=self.sizes.x_stride, mode=Dest.LOGITS,
+            model.classifier, rows, src_stride=self.sizes.x_stride, mode=Dest.LOGITS,
             sat=TensorClass.LOGITS, want=1,
         )  # fmt: skip
         fill = -p.stream_words(want=1) % BURST_BEATS
         if fill:  # so that the next step begins at the start of a superblock
-            p.load(np.zeros(0, np.int64), Unit.VECTOR, words=fill, want=1)
+            p.load(np.zeros(0, np.int64), words=fill, want=1)
 
     # --- pieces --------------------------------------------------------------------------------
 
-    def _norm(self, norm: Norm, gain_at: int, wait: Unit, want: int = 0) -> None:
+    def _norm(self, norm: Norm, gain_at: int, want: int = 0) -> None:
         self.program.add(
             Op.NORM,
-            wait,
             src_stride=self.sizes.dim,
             dst_stride=self.sizes.x_stride,
             k=self.sizes.dim,
@@ -143,7 +139,6 @@ class _Lowering:
         self,
         linear: Linear,
         rows: Array,
-        wait: Unit | int = 0,
         arranged: Callable[[], Linear] | None = None,
         odd_shift: int | None = None,
         **fields: int,
@@ -159,7 +154,6 @@ class _Lowering:
         fields.setdefault("k", ceil_div(linear.weight.shape[1], cfg.cols))
         self.program.add(
             Op.MATMUL,
-            wait,
             words,
             n=len(rows) // cfg.cols,
             shift=linear.shift,
@@ -184,18 +178,17 @@ class _Lowering:
             "imm2": self.kv.scales_of(number),
         }
 
-        def project(m: Matrix, count: int, at: int, mode: Dest, wait: Unit | int = 0) -> None:
+        def project(m: Matrix, count: int, at: int, mode: Dest) -> None:
             rows = channels(count, s.head_dim, self.cfg.cols)
             self._matmul(
-                layer.linears[m.name], rows, wait, **self.x, dst=at, dst_stride=z.out_stride,
+                layer.linears[m.name], rows, **self.x, dst=at, dst_stride=z.out_stride,
                 mode=mode, sat=m.counted,
             )  # fmt: skip
 
-        project(a.k, s.kv_heads, 0, Dest.OUT, Unit.VECTOR)
+        project(a.k, s.kv_heads, 0, Dest.OUT)
         project(a.v, s.kv_heads, kv_chunks, Dest.OUT8)
         p.add(
             Op.APPEND,
-            Unit.ARRAY,
             src=0,
             src_stride=z.out_stride,
             heads=s.kv_heads,
@@ -206,7 +199,6 @@ class _Lowering:
         project(a.q, s.heads, q_at, Dest.OUT)
         p.add(
             Op.ROPE,
-            Unit.ARRAY,
             src=q_at,
             src_stride=z.out_stride,
             dst=z.h,
@@ -217,7 +209,6 @@ class _Lowering:
         )
         p.add(
             Op.ATTEND,
-            Unit.VECTOR | Unit.WRITER | Unit.ARRAY,
             **self.h,
             dst=0,
             dst_stride=z.x_stride,
@@ -241,7 +232,7 @@ class _Lowering:
             return select(Linear(weight.reshape(s.dim, -1), linear.mult, linear.shift), rows)
 
         self._matmul(
-            linear, rows, Unit.ATTENTION, arranged=arranged, k=s.heads * z.head, **self.x,
+            linear, rows, arranged=arranged, k=s.heads * z.head, **self.x,
             **self.to_res, sat=o.counted,
         )  # fmt: skip
 
@@ -257,7 +248,6 @@ class _Lowering:
             self._matmul(
                 gate,
                 np.repeat(these, 2),
-                Unit.VECTOR if number == 0 else 0,
                 arranged=lambda these=these: _interleaved(gate, up, these, cols),
                 odd_shift=up.shift,
                 sat=f.gate.counted,
@@ -266,7 +256,6 @@ class _Lowering:
             )
             self.program.add(
                 Op.SWIGLU,
-                Unit.ARRAY,
                 src=out["dst"],
                 src_stride=z.out_stride,
                 dst=z.h + first,
@@ -278,7 +267,7 @@ class _Lowering:
             )
         rows = channels(1, self.shape.dim, cols)
         self._matmul(
-            layer.linears[f.down.name], rows, Unit.VECTOR, **self.h, **self.to_res,
+            layer.linears[f.down.name], rows, **self.h, **self.to_res,
             sat=f.down.counted,
         )  # fmt: skip
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.fixed import round_up
-from tokenfabric.core.isa import Instruction, Op, Unit
+from tokenfabric.core.hazards import InFlight
+from tokenfabric.core.isa import Instruction, Op
 from tokenfabric.core.weights import INT8
 
 __all__ = ["Item", "Program", "chunks_of", "stream_words"]
@@ -44,14 +45,16 @@ class Item:
 
 
 class Program:
-    """The instructions of a step in order.
+    """The instructions of a step of up to ``rows`` rows, in order.
 
-    Words are made when they are asked for, so that a program can be looked at without weights.
+    Each waits for what it conflicts with and nothing else. Words are made when they are asked for,
+    so that a program can be looked at without weights.
     """
 
-    def __init__(self, cfg: FabricConfig):
+    def __init__(self, cfg: FabricConfig, rows: int):
         self.cfg = cfg
         self.items: list[Item] = []
+        self._in_flight = InFlight(cfg, rows)
 
     @property
     def code(self) -> list[Instruction]:
@@ -66,19 +69,14 @@ class Program:
         made = [item.words() for item in self.items if item.words and item.instruction.want == want]
         return np.concatenate(made)
 
-    def add(
-        self,
-        op: Op,
-        wait: Unit | int = 0,
-        words: Callable[[], Array] | None = None,
-        **fields: int,
-    ) -> None:
+    def add(self, op: Op, words: Callable[[], Array] | None = None, **fields: int) -> None:
         """Append an instruction; ``words`` makes as many as :func:`stream_words` says."""
-        self.items.append(Item(Instruction(op=op, wait=int(wait), **fields), words))
+        instruction = Instruction(op=op, **fields)
+        instruction = replace(instruction, wait=int(self._in_flight.wait_for(instruction)))
+        self._in_flight.start(instruction)
+        self.items.append(Item(instruction, words))
 
-    def load(
-        self, values: Array, wait: Unit | int, words: int | None = None, want: int = 0
-    ) -> None:
+    def load(self, values: Array, words: int | None = None, want: int = 0) -> None:
         """LOAD of int16 ``values`` to PARAM from chunk 0 on, padded with zeros to ``words`` words
         of the stream (by default as many as they need)."""
         lanes = self.cfg.word_bytes // 2
@@ -89,4 +87,4 @@ class Program:
             padded[: values.size] = values
             return padded.view(np.uint8).reshape(-1, self.cfg.word_bytes)
 
-        self.add(Op.LOAD, wait, made, n=count, want=want)
+        self.add(Op.LOAD, made, n=count, want=want)

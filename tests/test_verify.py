@@ -7,7 +7,7 @@ import pytest
 from small_models import golden, prompt
 from tokenfabric.core.image import PAGE
 from tokenfabric.host.session import Sampler, Session
-from tokenfabric.host.verify import cache_tensors, replay
+from tokenfabric.host.verify import replay
 from tokenfabric.sim.golden import GoldenDevice
 
 
@@ -52,7 +52,7 @@ def test_a_wrong_token_is_named():
 @pytest.mark.parametrize("index", range(12))
 def test_every_part_of_the_cache_is_compared(index):
     jobs, image, device, reference = _session()
-    tensors = list(cache_tensors(image))
+    tensors = list(image.kv.tensors())
     assert len(tensors) == 12  # 2 layers, 2 KV heads, K, V and scales
     name, layer, head, at, size = tensors[index]
     device.windows[0][at + 24 * size] ^= 1  # of the last position that was written
@@ -62,7 +62,7 @@ def test_every_part_of_the_cache_is_compared(index):
 
 def test_positions_that_were_not_written_are_not_compared():
     jobs, image, device, reference = _session()
-    for _, _, _, at, size in cache_tensors(image):
+    for _, _, _, at, size in image.kv.tensors():
         device.windows[0][at + 25 * size] ^= 1
     assert replay(jobs, image, device, reference) is None
 
