@@ -6,6 +6,7 @@
 # make bench       cycles against their baselines, and how fast the simulation is
 # make bench-update   the same written as the new baselines, after a change that was meant
 # make identity    hashes of Verilog, programs, streams and model files against their baselines
+# make metrics     how long functions, units and files are
 # make transcripts   the recorded runs that the tests replay, again
 # make model       train the shipped model again (about 15 minutes)
 # make clean       remove what was built; make distclean removes .venv, too
@@ -25,7 +26,7 @@ TYPES := build/types/tokenfabric
 
 export PROMPT
 
-.PHONY: demo demo-board test test-board test-gates lint identity identity-update bench bench-update transcripts model clean distclean
+.PHONY: demo demo-board test test-board test-gates lint identity identity-update metrics bench bench-update transcripts model clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -58,6 +59,10 @@ lint: $(VENV)/.dev
 # What the project makes of fixed inputs, as hashes: for changes that should change none of it.
 identity identity-update: $(VENV)/.dev
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/identity.py $(if $(findstring update,$@),--update)
+
+# How long functions, units and files are.
+metrics: $(VENV)/.dev
+	@$(BIN)/python benchmarks/metrics.py --all
 
 bench bench-update: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench.py $(if $(findstring update,$@),--update)
