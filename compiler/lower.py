@@ -291,8 +291,8 @@ def outline(s: ModelShape) -> QModel:
     norm = Norm(np.zeros(s.dim, np.int16), 0, 0, 0, 0)
     zeros = np.zeros((s.kv_heads, s.head_dim), np.int16)
     layer = QLayer(
-        **{gain.name: norm for gain in s.architecture.norms},
-        **{m.name: linear(*m.dims(s)) for m in s.architecture.matrices},
+        norms={gain.name: norm for gain in s.architecture.norms},
+        linears={m.name: linear(*m.dims(s)) for m in s.architecture.matrices},
         k_mean=zeros,
         k_scale=zeros,
         v_scale=zeros,

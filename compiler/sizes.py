@@ -67,6 +67,7 @@ def _hidden(s: ModelShape) -> int:
 
 def sizes_of(cfg: FabricConfig, s: ModelShape) -> Sizes:
     """Of a model on an accelerator, with as many rows as fit. UserError if not one does."""
+    s.check_hardware()
     dim, hidden = ceil_div(s.dim, cfg.cols), ceil_div(_hidden(s), cfg.cols)
     head = ceil_div(s.head_dim, cfg.cols)
     pitch = round_up(head, cfg.k_chunks)

@@ -1,11 +1,13 @@
-"""The sizes of a Llama-style model: what the quantizer, the compiler and ``perf --shape`` share."""
+"""The sizes of a model: what the quantizer, the compiler and ``perf --shape`` share."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenfabric.core.arch import ARCHITECTURES, LLAMA, Architecture
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.files import read_json_object, show
 
@@ -25,16 +27,16 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes and constants of one decoder-only Llama (RMSNorm, RoPE, SwiGLU, MHA or GQA).
+    """Sizes and constants of one decoder; ``arch`` says what it consists of (core/arch.py).
 
     dim: width of the residual stream. hidden: width of the feed-forward network.
     heads, kv_heads: query heads and key/value heads; query head h reads kv head
     h // (heads // kv_heads). head_dim: width of one head; heads * head_dim need not equal dim.
     vocab: rows of the embedding. context: largest number of positions.
     norm_eps: added to the mean square in RMSNorm. rope_theta: base of the rotary frequencies.
-    tied: the classifier is the embedding.
+    tied: the classifier is the embedding. arch: its row of ARCHITECTURES.
 
-    Raises UserError (value, limit and remedy, without a file name) for sizes no Llama can have.
+    Raises UserError (value, limit and remedy, without a file name) for sizes no model can have.
     """
 
     dim: int
@@ -48,6 +50,7 @@ class ModelShape:
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     tied: bool = True
+    arch: str = LLAMA.name
 
     def __post_init__(self) -> None:
         for name, limit in LIMITS.items():
@@ -76,12 +79,23 @@ class ModelShape:
                 )
         if not isinstance(self.tied, bool):
             raise UserError(f"tied={show(self.tied)} is not true or false; correct the config")
+        if self.arch not in ARCHITECTURES:
+            names = ", ".join(ARCHITECTURES)
+            raise UserError(f"arch={show(self.arch)} is not known; there are: {names}")
 
     @property
-    def architecture(self):
-        from tokenfabric.core.arch import LLAMA
+    def architecture(self) -> Architecture:
+        """What the model consists of."""
+        return ARCHITECTURES[self.arch]
 
-        return LLAMA
+    def check_hardware(self) -> None:
+        """UserError if the accelerator cannot compute this architecture."""
+        if beyond := self.architecture.beyond_hardware:
+            able = [name for name, row in ARCHITECTURES.items() if not row.beyond_hardware]
+            raise UserError(
+                f"{self.architecture.hf_class} has {'; '.join(beyond)}, which the accelerator "
+                f"cannot compute; it runs: {', '.join(able)}"
+            )
 
     @property
     def q_dim(self) -> int:
@@ -96,8 +110,7 @@ class ModelShape:
     @property
     def parameters(self) -> int:
         """Number of weights, norms included; a tied classifier counts once."""
-        attention = 2 * self.dim * (self.q_dim + self.kv_dim)
-        layer = attention + 3 * self.dim * self.hidden + 2 * self.dim
+        layer = sum(math.prod(dims) for _, _, dims in self.architecture.tensors(self))
         embeddings = self.vocab * self.dim * (1 if self.tied else 2)
         return self.layers * layer + embeddings + self.dim
 
@@ -131,41 +144,42 @@ def shape_from(name: str | Path) -> ModelShape:
 
 
 def shape_from_config(path: Path) -> ModelShape:
-    """The shape in a Hugging Face config.json of a LlamaForCausalLM.
+    """The shape in a Hugging Face config.json of an architecture that is known.
 
-    Absent keys take transformers' LlamaConfig defaults. UserError names the key for every other
-    architecture and for what changes the arithmetic (scaled RoPE, biases, other activations).
+    Absent keys take transformers' defaults. UserError names the key for every other architecture
+    and for what changes the arithmetic (scaled RoPE, other biases, other activations).
     """
     config = read_json_object(path)
 
     def refuse(key: str, value: object, need: str) -> UserError:
         return UserError(f"{path}: {key}={show(value)} is not supported; {need}")
 
-    architectures = config.get("architectures")
-    if architectures is None:
-        if config.get("model_type") != "llama":
-            raise refuse("model_type", config.get("model_type"), "only 'llama' is")
-    elif architectures != ["LlamaForCausalLM"]:
-        raise refuse("architectures", architectures, "only LlamaForCausalLM is")
-    fixed: dict[str, tuple[Any, ...]] = {
-        "hidden_act": ("silu",),
-        "attention_bias": (False, None),
-        "mlp_bias": (False, None),
-        "partial_rotary_factor": (1, None),
-        "quantization_config": (None,),
-    }
-    for key, allowed in fixed.items():
+    by_class = {row.hf_class: row for row in ARCHITECTURES.values()}
+    by_type = {row.hf_type: row for row in ARCHITECTURES.values()}
+    classes = config.get("architectures")
+    if classes is None:
+        kind = config.get("model_type")
+        if not isinstance(kind, str) or kind not in by_type:
+            raise refuse("model_type", kind, f"supported: {', '.join(by_type)}")
+        row = by_type[kind]
+    else:
+        if classes not in [[name] for name in by_class]:
+            raise refuse("architectures", classes, f"supported: {', '.join(by_class)}")
+        row = by_class[classes[0]]
+    for key, allowed in row.fixed.items():
         value = config.get(key, allowed[0])
         if value not in allowed:
-            raise refuse(key, value, f"it must be {show(allowed[0])}; use a plain Llama checkpoint")
+            need = f"it must be {show(allowed[0])}; use a plain {row.hf_class} checkpoint"
+            raise refuse(key, value, need)
 
     def required(key: str) -> Any:
         if config.get(key) is None:
             raise UserError(f"{path}: the key {key!r} is missing; use the model's own config.json")
         return config[key]
 
-    def default(key: str, otherwise: Any) -> Any:
-        return otherwise if config.get(key) is None else config[key]
+    def default(key: str, otherwise: Any = None) -> Any:
+        absent = row.defaults.get(key, otherwise)
+        return absent if config.get(key) is None else config[key]
 
     dim, heads = required("hidden_size"), required("num_attention_heads")
     head_dim = config.get("head_dim")
@@ -185,10 +199,11 @@ def shape_from_config(path: Path) -> ModelShape:
             kv_heads=default("num_key_value_heads", heads),
             head_dim=head_dim,
             vocab=required("vocab_size"),
-            context=default("max_position_embeddings", 2_048),
-            norm_eps=default("rms_norm_eps", 1e-6),
+            context=default("max_position_embeddings"),
+            norm_eps=default("rms_norm_eps"),
             rope_theta=_rope_theta(path, config),
-            tied=default("tie_word_embeddings", False),
+            tied=default("tie_word_embeddings"),
+            arch=row.name,
         )
     except UserError as error:
         message = str(error)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenfabric.core.arch import Attention
 from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.kv import useful_bytes_per_position
 from tokenfabric.core.shape import ModelShape
+from tokenfabric.core.weights import INT8
 
 __all__ = ["Work", "decode_rates", "seconds_of", "work_of"]
+
+
+VECTOR_BYTES = 2  # of a gain of a norm, of a mean of K
 
 
 @dataclass(frozen=True)
@@ -23,21 +29,16 @@ class Work:
 
 
 def work_of(s: ModelShape) -> Work:
-    matrices = (
-        (s.q_dim, s.dim),
-        (s.kv_dim, s.dim),
-        (s.kv_dim, s.dim),
-        (s.dim, s.q_dim),
-        (s.hidden, s.dim),
-        (s.dim, s.hidden),
-        (s.hidden, s.dim),
-    )
-    layer = sum(n * k + 2 * n for n, k in matrices) + 2 * (2 * s.dim + s.kv_dim)
+    """Of a model with int8 weights."""
+    arch = s.architecture
+    means = sum(s.kv_dim for sublayer in arch.sublayers if isinstance(sublayer, Attention))
+    vectors = VECTOR_BYTES * (len(arch.norms) * s.dim + means)
+    layer = vectors + sum(INT8.stored_bytes(*matrix.dims(s)) for matrix in arch.matrices)
     return Work(
         layer_bytes=s.layers * layer,
-        classifier_bytes=s.vocab * (s.dim + 2) + 2 * s.dim,
-        kv_bytes_per_position=s.layers * s.kv_heads * (2 * s.head_dim + 2),
-        layer_macs=s.layers * sum(n * k for n, k in matrices),
+        classifier_bytes=INT8.stored_bytes(s.vocab, s.dim) + VECTOR_BYTES * s.dim,
+        kv_bytes_per_position=useful_bytes_per_position(s),
+        layer_macs=s.layers * arch.matrix_weights(s),
         attention_macs_per_position=s.layers * s.heads * s.head_dim * 2,
     )
 

@@ -72,6 +72,7 @@ def calibrate(
 ) -> Stats:
     """Run the float model over the sequences. UserError if an activation is NaN or absurd."""
     s = checkpoint.shape
+    inputs = {matrix.reads for matrix in s.architecture.matrices}
     largest: dict[str, float] = {}
     peaks: dict[str, Array] = {}  # largest pairs of q and k, largest v
     sums: dict[str, Any] = {}  # of k, and of x x^T
@@ -100,7 +101,7 @@ def calibrate(
             peak(name, np.abs(x).max(axis=-1))
         if kind == "k":
             sums[name] = sums.get(name, 0) + x.sum(axis=0, dtype=np.float64)
-        if kind in ("attn_norm", "att", "ffn_norm", "h", "final_norm"):
+        if kind in inputs or kind == "final_norm":
             sums[name] = sums.get(name, 0) + x.T @ x
 
     tokens = sum(len(sequence) for sequence in sequences)
@@ -123,9 +124,7 @@ def calibrate(
                 v_max=peaks[at + "v"],
                 score_max=max(_largest_score(a, b - mean) for a, b in zip(q, k, strict=True)),
                 pair_scale=pair_scales(np.concatenate(q), np.concatenate(k) - mean),
-                moments={
-                    name: sums[at + name] / tokens for name in ("attn_norm", "att", "ffn_norm", "h")
-                },
+                moments={name: sums[at + name] / tokens for name in inputs},
             )
         )
     return Stats(tokens, largest, layers, {"final_norm": sums["final_norm"] / tokens})

@@ -29,23 +29,8 @@ from tokenfabric.core.shape import ModelShape, shape_from_config
 Float = npt.NDArray[np.float32]
 
 
-@dataclass
-class Layer:
-    """Weights of one layer, float32; y = W @ x.
-
-    attn_norm, ffn_norm [dim]; wq [heads*head_dim, dim]; wk, wv [kv_heads*head_dim, dim];
-    wo [dim, heads*head_dim]; w1 (gate), w3 (up) [hidden, dim]; w2 (down) [dim, hidden].
-    """
-
-    attn_norm: Float
-    wq: Float
-    wk: Float
-    wv: Float
-    wo: Float
-    ffn_norm: Float
-    w1: Float
-    w2: Float
-    w3: Float
+Layer = dict[str, Float]
+"""The tensors of one layer by name, with the shapes that the architecture's row gives them."""
 
 
 @dataclass
@@ -77,28 +62,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def interleave_rope(weight: Float, heads: int) -> Float:
-    """Rows of wq or wk [heads*head_dim, dim] from half-split to interleaved order.
-
-    In each head row i goes to 2i and row i + head_dim/2 to 2i + 1.
+    """Rows of a rotated matrix [heads*head_dim, dim], or of its bias, from half-split to
+    interleaved order: in each head row i goes to 2i and row i + head_dim/2 to 2i + 1.
     """
-    rows, dim = weight.shape
-    halves = weight.reshape(heads, 2, rows // heads // 2, dim)
-    return np.ascontiguousarray(halves.transpose(0, 2, 1, 3)).reshape(rows, dim)
-
-
-def _layer_shapes(s: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Field of Layer -> shape, in the order of a llama2.c file."""
-    return {
-        "attn_norm": (s.dim,),
-        "wq": (s.q_dim, s.dim),
-        "wk": (s.kv_dim, s.dim),
-        "wv": (s.kv_dim, s.dim),
-        "wo": (s.dim, s.q_dim),
-        "ffn_norm": (s.dim,),
-        "w1": (s.hidden, s.dim),
-        "w2": (s.dim, s.hidden),
-        "w3": (s.hidden, s.dim),
-    }
+    halves = weight.reshape(heads, 2, len(weight) // heads // 2, -1)
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
 
 
 def _check_finite(path: Path, name: str, values: Float) -> None:
@@ -142,16 +110,14 @@ def _load_llama2c(path: Path) -> Checkpoint:
         embedding = tensor("embedding", (shape.vocab, shape.dim))
         stacks = {
             name: [tensor(f"layer{i}.{name}", dims) for i in range(shape.layers)]
-            for name, dims in _layer_shapes(shape).items()
+            for name, _, dims in shape.architecture.tensors(shape)
         }
         final_norm = tensor("final_norm", (shape.dim,))
         file.seek(4 * rope_table, 1)
         classifier = embedding
         if not shape.tied:
             classifier = tensor("classifier", (shape.vocab, shape.dim))
-    layers = [
-        Layer(**{name: stack[i] for name, stack in stacks.items()}) for i in range(shape.layers)
-    ]
+    layers = [{name: stack[i] for name, stack in stacks.items()} for i in range(shape.layers)]
     return Checkpoint(shape, embedding, layers, final_norm, classifier)
 
 
@@ -212,23 +178,6 @@ def _brief(s: ModelShape) -> str:
 
 # Hugging Face
 
-_HF_NAMES = {
-    "attn_norm": "input_layernorm",
-    "wq": "self_attn.q_proj",
-    "wk": "self_attn.k_proj",
-    "wv": "self_attn.v_proj",
-    "wo": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "w1": "mlp.gate_proj",
-    "w2": "mlp.down_proj",
-    "w3": "mlp.up_proj",
-}
-_EMBEDDING, _CLASSIFIER, _FINAL_NORM = (
-    "model.embed_tokens.weight",
-    "lm_head.weight",
-    "model.norm.weight",
-)
-
 
 def _load_hf(folder: Path) -> Checkpoint:
     shape = shape_from_config(folder / "config.json")
@@ -248,40 +197,40 @@ def _load_hf(folder: Path) -> Checkpoint:
     tensors = _SafeTensors(path)
 
     # An unknown tensor (a bias, a norm per head, an adapter) would change what the model computes.
-    used = {_EMBEDDING, _CLASSIFIER, _FINAL_NORM} | {
-        _hf_name(i, name) for i in range(shape.layers) for name in _HF_NAMES
-    }
+    arch = shape.architecture
+    rows = list(arch.tensors(shape))
+    used = {arch.embedding, arch.classifier, arch.final_norm}
+    used |= {arch.layer_prefix.format(i) + hf for i in range(shape.layers) for _, hf, _ in rows}
     for name in tensors.entries:
         if name not in used and not name.endswith("rotary_emb.inv_freq"):
             raise UserError(
-                f"{path}: tensor {show(name)} is not part of a {shape.layers}-layer Llama; "
-                "use a plain LlamaForCausalLM checkpoint"
+                f"{path}: tensor {show(name)} is not part of a {shape.layers}-layer {arch.name}; "
+                f"use a plain {arch.hf_class} checkpoint"
             )
 
-    dims = _layer_shapes(shape)
-    layers = []
-    for i in range(shape.layers):
-        weights = {name: tensors.read(_hf_name(i, name), dims[name]) for name in dims}
-        weights["wq"] = interleave_rope(weights["wq"], shape.heads)
-        weights["wk"] = interleave_rope(weights["wk"], shape.kv_heads)
-        layers.append(Layer(**weights))
-    embedding = tensors.read(_EMBEDDING, (shape.vocab, shape.dim))
-    final_norm = tensors.read(_FINAL_NORM, (shape.dim,))
+    def layer(i: int) -> Layer:
+        prefix = arch.layer_prefix.format(i)
+        found = {name: tensors.read(prefix + hf, dims) for name, hf, dims in rows}
+        for matrix in arch.matrices:
+            for name in filter(None, (matrix.name, matrix.bias)):
+                if matrix.rotated:
+                    found[name] = interleave_rope(found[name], getattr(shape, matrix.rotated))
+        return found
+
+    layers = [layer(i) for i in range(shape.layers)]
+    embedding = tensors.read(arch.embedding, (shape.vocab, shape.dim))
+    final_norm = tensors.read(arch.final_norm, (shape.dim,))
     if not shape.tied:
-        classifier = tensors.read(_CLASSIFIER, embedding.shape)
+        classifier = tensors.read(arch.classifier, embedding.shape)
     else:
         classifier = embedding
-        if _CLASSIFIER in tensors.entries:
-            if not np.array_equal(tensors.read(_CLASSIFIER, embedding.shape), embedding):
+        if arch.classifier in tensors.entries:
+            if not np.array_equal(tensors.read(arch.classifier, embedding.shape), embedding):
                 raise UserError(
-                    f"{path}: {_CLASSIFIER} differs from {_EMBEDDING} but config.json has "
+                    f"{path}: {arch.classifier} differs from {arch.embedding} but config.json has "
                     "tie_word_embeddings=true; correct one of them"
                 )
     return Checkpoint(shape, embedding, layers, final_norm, classifier)
-
-
-def _hf_name(layer: int, field: str) -> str:
-    return f"model.layers.{layer}.{_HF_NAMES[field]}.weight"
 
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -355,7 +304,7 @@ class _SafeTensors:
         if name not in self.entries:
             raise UserError(
                 f"{self.path}: tensor {name!r} is missing; "
-                "use a complete LlamaForCausalLM checkpoint with its own config.json"
+                "use a complete checkpoint with its own config.json"
             )
         dtype, found, begin = self.entries[name]
         if found != dims:

@@ -1,6 +1,7 @@
-"""The float reference: one Llama forward pass in numpy, read top to bottom.
+"""The float reference: a decoder's forward pass in numpy, read top to bottom.
 
-Names follow llama2.c's run.c. One function, ``_forward``, serves a whole sequence (``forward``),
+It walks the sublayers of the architecture's row (core/arch.py). Names follow llama2.c's run.c. One
+function, ``_forward``, serves a whole sequence (``forward``),
 one token at a time (``FloatSession``) and a batch of sequences in lockstep (``sample_texts``): what
 differs is how many rows enter and what the KV cache already holds.
 """
@@ -12,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenfabric.core.arch import Attention, FeedForward, Matrix
 from tokenfabric.core.errors import UserError
-from tokenfabric.quant.checkpoint import Checkpoint
+from tokenfabric.quant.checkpoint import Checkpoint, Layer
 
 Array = npt.NDArray[Any]
 Trace = Callable[[str, Array], None]
@@ -129,6 +131,10 @@ def _silu(x: Array) -> Array:
     return x * np.where(x >= 0, 1, e) / (1 + e)
 
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"silu": _silu}
+"""By the name that an architecture's row gives them."""
+
+
 def _softmax(x: Array) -> Array:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
@@ -154,50 +160,79 @@ def _forward(checkpoint: Checkpoint, tokens: Array, cache: _Cache, trace: Trace 
             "use the tokenizer of this checkpoint"
         )
 
-    def note(name: str, x: Array) -> Array:
-        if trace is not None:
-            trace(name, x)
+    run = _Run(checkpoint, cache, batch, start, end, trace)
+    x = run.note("embedding", checkpoint.embedding[tokens].astype(dtype))
+    for i, weights in enumerate(checkpoint.layers):
+        for sublayer in s.architecture.sublayers:
+            at = f"layer{i}."
+            norm = weights[sublayer.norm.name]
+            xb = run.note(at + sublayer.norm.name, _rmsnorm(x, norm, s.norm_eps))
+            if isinstance(sublayer, Attention):
+                y = run.attention(sublayer, weights, i, xb)
+            else:
+                y = run.feed_forward(sublayer, weights, at, xb)
+            x = run.note(at + sublayer.result, x + y)
+    cache.used = end
+
+    x = run.note("final_norm", _rmsnorm(x, checkpoint.final_norm, s.norm_eps))
+    return run.note("logits", x @ checkpoint.classifier.astype(dtype, copy=False).T)
+
+
+class _Run:
+    """One forward pass: what its sublayers share."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, cache: _Cache, batch: int, start: int, end: int,
+        trace: Trace | None,
+    ) -> None:  # fmt: skip
+        s, dtype = checkpoint.shape, cache.dtype
+        self.shape, self.cache, self.trace, self.dtype = s, cache, trace, dtype
+        self.batch, self.start, self.end = batch, start, end
+        position = np.arange(start, end)
+        frequency = s.rope_theta ** (-np.arange(0, s.head_dim, 2) / s.head_dim)
+        angle = position[:, None] * frequency
+        self.cos, self.sin = np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
+        self.masked = np.arange(end) > position[:, None]
+
+    def note(self, name: str, x: Array) -> Array:
+        """Tell who traces; x."""
+        if self.trace is not None:
+            self.trace(name, x)
         return x
 
-    def matmul(x: Array, weight: Array) -> Array:
-        return x @ weight.astype(dtype, copy=False).T
+    def project(self, matrix: Matrix, weights: Layer, x: Array) -> Array:
+        """W @ x, and the bias where there is one."""
+        y = x @ weights[matrix.name].astype(self.dtype, copy=False).T
+        return y + weights[matrix.bias].astype(self.dtype, copy=False) if matrix.bias else y
 
-    position = np.arange(start, end)
-    frequency = s.rope_theta ** (-np.arange(0, s.head_dim, 2) / s.head_dim)
-    angle = position[:, None] * frequency
-    cos, sin = np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
-    masked = np.arange(end) > position[:, None]
+    def attention(self, a: Attention, weights: Layer, layer: int, xb: Array) -> Array:
+        """What the attention adds to the residual stream; K and V go to the cache."""
+        s, dtype, at = self.shape, self.dtype, f"layer{layer}."
+        batch, start, end = self.batch, self.start, self.end
+        count = end - start
+        q = self.project(a.q, weights, xb).reshape(batch, count, s.heads, s.head_dim)
+        k = self.project(a.k, weights, xb).reshape(batch, count, s.kv_heads, s.head_dim)
+        v = self.project(a.v, weights, xb).reshape(batch, count, s.kv_heads, s.head_dim)
+        q = self.note(at + "q", _rope(q, self.cos, self.sin))
+        k = self.note(at + "k", _rope(k, self.cos, self.sin))
+        self.note(at + "v", v)
 
-    x = note("embedding", checkpoint.embedding[tokens].astype(dtype))
-    for i, w in enumerate(checkpoint.layers):
-        at = f"layer{i}."
-        xb = note(at + "attn_norm", _rmsnorm(x, w.attn_norm, s.norm_eps))
-        q = matmul(xb, w.wq).reshape(batch, count, s.heads, s.head_dim)
-        k = matmul(xb, w.wk).reshape(batch, count, s.kv_heads, s.head_dim)
-        v = matmul(xb, w.wv).reshape(batch, count, s.kv_heads, s.head_dim)
-        q = note(at + "q", _rope(q, cos, sin))
-        k = note(at + "k", _rope(k, cos, sin))
-        note(at + "v", v)
-
-        keys, values = cache.k[i, :, :, :end], cache.v[i, :, :, :end]
+        keys, values = self.cache.k[layer, :, :, :end], self.cache.v[layer, :, :, :end]
         keys[:, :, start:] = k.swapaxes(1, 2)
         values[:, :, start:] = v.swapaxes(1, 2)
         # query heads of one group share a kv head: [batch, kv_heads, group, T, head_dim]
         grouped = q.swapaxes(1, 2).reshape(batch, s.kv_heads, -1, count, s.head_dim)
         scores = grouped @ keys[:, :, None].swapaxes(-1, -2) * dtype.type(s.head_dim**-0.5)
-        scores = np.where(masked, dtype.type(-np.inf), scores)
-        note(at + "scores", scores.reshape(batch, s.heads, count, end))
+        scores = np.where(self.masked, dtype.type(-np.inf), scores)
+        self.note(at + "scores", scores.reshape(batch, s.heads, count, end))
         att = _softmax(scores) @ values[:, :, None]
         att = att.reshape(batch, s.heads, count, s.head_dim).swapaxes(1, 2)
-        att = note(at + "att", att.reshape(batch, count, s.q_dim))
-        x = note(at + "residual_attn", x + matmul(att, w.wo))
+        att = self.note(at + "att", att.reshape(batch, count, s.q_dim))
+        return self.project(a.o, weights, att)
 
-        xb = note(at + "ffn_norm", _rmsnorm(x, w.ffn_norm, s.norm_eps))
-        gate = note(at + "gate", matmul(xb, w.w1))
-        up = note(at + "up", matmul(xb, w.w3))
-        h = note(at + "h", _silu(gate) * up)
-        x = note(at + "residual", x + matmul(h, w.w2))
-    cache.used = end
-
-    x = note("final_norm", _rmsnorm(x, checkpoint.final_norm, s.norm_eps))
-    return note("logits", matmul(x, checkpoint.classifier))
+    def feed_forward(self, f: FeedForward, weights: Layer, at: str, xb: Array) -> Array:
+        """What the feed-forward network adds to the residual stream."""
+        gate = self.note(at + "gate", self.project(f.gate, weights, xb))
+        up = self.note(at + "up", self.project(f.up, weights, xb))
+        h = self.note(at + "h", ACTIVATIONS[f.activation](gate) * up)
+        return self.project(f.down, weights, h)

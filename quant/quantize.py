@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from tokenfabric.core import ops
+from tokenfabric.core.arch import Attention, FeedForward
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.files import show
 from tokenfabric.core.fixed import saturate
@@ -61,10 +62,12 @@ def quantize_checkpoint(
     """Quantize a checkpoint.
 
     calibration: a file with one text a line; by default texts are sampled from the model, with
-    ``seed``. UserError for an unknown recipe, a tokenizer that does not belong to the checkpoint, a
-    bad calibration file, or a checkpoint that computes nonsense.
+    ``seed``. UserError for an architecture that the accelerator cannot compute, an unknown recipe,
+    a tokenizer that does not belong to the checkpoint, a bad calibration file, or a checkpoint that
+    computes nonsense.
     """
     shape = checkpoint.shape
+    shape.check_hardware()
     if recipe not in RECIPES:
         raise UserError(f"no recipe is called {show(recipe)}; use one of {', '.join(RECIPES)}")
     if tokenizer.vocab > shape.vocab:
@@ -103,7 +106,7 @@ def quantize(
 
     if progress is not None:
         progress("quantizing", s.layers, s.layers + 1)
-    in_max = largest[f"layer{s.layers - 1}.residual"]
+    in_max = largest[f"layer{s.layers - 1}.{s.architecture.sublayers[-1].result}"]
     final = quantize_norm(s, checkpoint.final_norm, in_max, res_frac, largest["final_norm"])
     logits_frac = min(LOGITS_FRAC, binary_point(largest["logits"], 32))
     moment = stats.moments.get("final_norm") if with_gptq else None
@@ -141,19 +144,43 @@ def _quantize_layer(
     res_frac: int,
 ) -> QLayer:
     """One layer; a matrix whose input has no entry in ``moments`` is rounded to nearest."""
-    its: LayerStats = stats.layers[number]
-    at, largest = f"layer{number}.", stats.largest
+    at, sublayers = f"layer{number}.", s.architecture.sublayers
+    before = f"layer{number - 1}.{sublayers[-1].result}" if number else "embedding"
+    norms: dict[str, Norm] = {}
+    linears: dict[str, Linear] = {}
+    values: dict[str, Any] = {}
+    for sublayer in sublayers:
+        name = sublayer.norm.name
+        norm = quantize_norm(
+            s, layer[name], stats.largest[before], res_frac, stats.largest[at + name]
+        )
+        norms[name], before = norm, at + sublayer.result
+        fracs = {"in": norm.frac, "res": res_frac}
+        if isinstance(sublayer, Attention):
+            its = stats.layers[number]
+            found, more = _quantize_attention(s, sublayer, layer, its, moments, fracs)
+        else:
+            largest = {name: stats.largest[at + name] for name in ("gate", "up", "h")}
+            found, more = _quantize_feed_forward(sublayer, layer, largest, moments, fracs)
+        linears |= found
+        values |= more
+    return QLayer(norms=norms, linears=linears, **values)
+
+
+Quantized = tuple[dict[str, Linear], dict[str, Any]]
+"""Linears by name, and the other fields of QLayer that a sublayer decides."""
+
+
+def _quantize_attention(
+    s: ModelShape,
+    a: Attention,
+    layer: Layer,
+    its: LayerStats,
+    moments: Mapping[str, Array],
+    fracs: Mapping[str, int],
+) -> Quantized:
+    """fracs: fraction bits of the sublayer's input ("in") and of the residual stream ("res")."""
     group = s.heads // s.kv_heads
-
-    def point(name: str) -> int:
-        return binary_point(largest[at + name], ops.ACT_BITS)
-
-    in_max = largest[f"layer{number - 1}.residual" if number else "embedding"]
-    attn_norm = quantize_norm(s, layer.attn_norm, in_max, res_frac, largest[at + "attn_norm"])
-    ffn_norm = quantize_norm(
-        s, layer.ffn_norm, largest[at + "residual_attn"], res_frac, largest[at + "ffn_norm"]
-    )
-
     # The divisors are rounded to the float32 of the model file: dequantizing undoes what was done.
     k_scale = (1 / its.pair_scale).astype(np.float32)
     v_scale = (np.where(its.v_max > 0, its.v_max, 1) / WEIGHT_MAX).astype(np.float32)
@@ -167,53 +194,59 @@ def _quantize_layer(
     k_frac = binary_point(float((its.k_max / k_scale).max()), ops.ACT_BITS)
     score_frac = binary_point(its.score_max * math.log2(math.e), ops.ACT_BITS)
     score_frac = int(np.clip(score_frac, 0, min(ops.EXP_FRAC, q_frac + k_frac)))
-    gate_frac = int(np.clip(point("gate"), 0, ops.SIGMOID_FRAC))
-    up_frac = point("up")
-    glu_frac = gate_frac + ops.GLU_T_FRAC_GAIN + up_frac
-    h_frac = min(point("h"), glu_frac)
     k_mean = saturate(np.round(its.k_mean / k_divisor * 2.0**k_frac), ops.ACT_BITS)
 
-    wq, wk, wv = quantize_linears(
+    q, k, v = quantize_linears(
         [
-            layer.wq * q_gain.reshape(-1, 1),
-            layer.wk / k_divisor.reshape(-1, 1),
-            layer.wv / v_divisor[:, None],
+            layer[a.q.name] * q_gain.reshape(-1, 1),
+            layer[a.k.name] / k_divisor.reshape(-1, 1),
+            layer[a.v.name] / v_divisor[:, None],
         ],
-        moments.get("attn_norm"),
-        [q_frac - attn_norm.frac, k_frac - attn_norm.frac, -attn_norm.frac],
+        moments.get(a.q.reads),
+        [q_frac - fracs["in"], k_frac - fracs["in"], -fracs["in"]],
     )
-    moment = moments.get("att")
+    moment = moments.get(a.o.reads)
     if moment is not None:
         moment = moment / np.outer(o_gain, o_gain)
-    (wo,) = quantize_linears([layer.wo * o_gain], moment, [res_frac - ops.ATT_FRAC])
-    w1, w3 = quantize_linears(
-        [layer.w1, layer.w3],
-        moments.get("ffn_norm"),
-        [gate_frac - ffn_norm.frac, up_frac - ffn_norm.frac],
+    (o,) = quantize_linears([layer[a.o.name] * o_gain], moment, [fracs["res"] - ops.ATT_FRAC])
+    return {a.q.name: q, a.k.name: k, a.v.name: v, a.o.name: o}, {
+        "k_mean": k_mean.astype(np.int16),
+        "k_scale": k_scale,
+        "v_scale": v_scale,
+        "score_shift": q_frac + k_frac - score_frac,
+        "score_align": ops.EXP_FRAC - score_frac,
+        "q_frac": q_frac,
+        "k_frac": k_frac,
+    }
+
+
+def _quantize_feed_forward(
+    f: FeedForward,
+    layer: Layer,
+    largest: Mapping[str, float],
+    moments: Mapping[str, Array],
+    fracs: Mapping[str, int],
+) -> Quantized:
+    """largest: magnitudes of "gate", "up" and "h"; fracs as of the attention."""
+    point = {name: binary_point(value, ops.ACT_BITS) for name, value in largest.items()}
+    gate_frac = int(np.clip(point["gate"], 0, ops.SIGMOID_FRAC))
+    up_frac = point["up"]
+    glu_frac = gate_frac + ops.GLU_T_FRAC_GAIN + up_frac
+    h_frac = min(point["h"], glu_frac)
+    gate, up = quantize_linears(
+        [layer[f.gate.name], layer[f.up.name]],
+        moments.get(f.gate.reads),
+        [gate_frac - fracs["in"], up_frac - fracs["in"]],
     )
-    (w2,) = quantize_linears([layer.w2], moments.get("h"), [res_frac - h_frac])
-    return QLayer(
-        attn_norm=attn_norm,
-        wq=wq,
-        wk=wk,
-        wv=wv,
-        wo=wo,
-        ffn_norm=ffn_norm,
-        w1=w1,
-        w2=w2,
-        w3=w3,
-        k_mean=k_mean.astype(np.int16),
-        k_scale=k_scale,
-        v_scale=v_scale,
-        score_shift=q_frac + k_frac - score_frac,
-        score_align=ops.EXP_FRAC - score_frac,
-        glu_align=ops.SIGMOID_FRAC - gate_frac,
-        glu_shift=glu_frac - h_frac,
-        q_frac=q_frac,
-        k_frac=k_frac,
-        up_frac=up_frac,
-        h_frac=h_frac,
+    (down,) = quantize_linears(
+        [layer[f.down.name]], moments.get(f.down.reads), [fracs["res"] - h_frac]
     )
+    return {f.gate.name: gate, f.up.name: up, f.down.name: down}, {
+        "glu_align": ops.SIGMOID_FRAC - gate_frac,
+        "glu_shift": glu_frac - h_frac,
+        "up_frac": up_frac,
+        "h_frac": h_frac,
+    }
 
 
 # --- binary points -----------------------------------------------------------------------------

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 from tokenfabric.core.shape import ModelShape
-from tokenfabric.quant.checkpoint import Checkpoint, Layer
+from tokenfabric.quant.checkpoint import Checkpoint
 
 TINY = ModelShape(
     dim=16, hidden=24, layers=2, heads=4, kv_heads=2, head_dim=4, vocab=40, context=32
@@ -23,27 +22,21 @@ def random_checkpoint(shape: ModelShape = TINY, seed: int = 0, scale: float = 1.
         weights = rng.standard_normal((rows, columns)) * scale / np.sqrt(columns)
         return weights.astype(np.float32)
 
-    def norm() -> np.ndarray:
-        return rng.uniform(0.5, 1.5, shape.dim).astype(np.float32)
+    def vector(size: int) -> np.ndarray:
+        """A norm's gains, or a bias."""
+        return rng.uniform(0.5, 1.5, size).astype(np.float32)
 
     s = shape
     layers = [
-        Layer(
-            attn_norm=norm(),
-            wq=matrix(s.q_dim, s.dim),
-            wk=matrix(s.kv_dim, s.dim),
-            wv=matrix(s.kv_dim, s.dim),
-            wo=matrix(s.dim, s.q_dim),
-            ffn_norm=norm(),
-            w1=matrix(s.hidden, s.dim),
-            w2=matrix(s.dim, s.hidden),
-            w3=matrix(s.hidden, s.dim),
-        )
+        {
+            name: (matrix if len(dims) == 2 else vector)(*dims)
+            for name, _, dims in s.architecture.tensors(s)
+        }
         for _ in range(s.layers)
     ]
     embedding = matrix(s.vocab, s.dim)
     classifier = embedding if s.tied else matrix(s.vocab, s.dim)
-    return Checkpoint(shape, embedding, layers, norm(), classifier)
+    return Checkpoint(shape, embedding, layers, vector(s.dim), classifier)
 
 
 def write_llama2c(path: Path, checkpoint: Checkpoint) -> Path:
@@ -53,8 +46,9 @@ def write_llama2c(path: Path, checkpoint: Checkpoint) -> Path:
     vocab = s.vocab if s.tied else -s.vocab
     parts = [np.array([s.dim, s.hidden, s.layers, s.heads, s.kv_heads, vocab, s.context], "<i4")]
     parts.append(checkpoint.embedding)
-    for field in fields(Layer):
-        parts += [getattr(layer, field.name) for layer in checkpoint.layers]
+    # Written out: the order of llama2.c's run.c.
+    for name in ("attn_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w2", "w3"):
+        parts += [layer[name] for layer in checkpoint.layers]
     parts += [checkpoint.final_norm, np.full(s.context * s.head_dim, 9e9, "<f4")]
     if not s.tied:
         parts.append(checkpoint.classifier)
@@ -75,17 +69,23 @@ def hf_tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     found = {"model.embed_tokens.weight": checkpoint.embedding}
     for i, layer in enumerate(checkpoint.layers):
         named = {
-            "input_layernorm": layer.attn_norm,
-            "self_attn.q_proj": halve_rope(layer.wq, s.heads),
-            "self_attn.k_proj": halve_rope(layer.wk, s.kv_heads),
-            "self_attn.v_proj": layer.wv,
-            "self_attn.o_proj": layer.wo,
-            "post_attention_layernorm": layer.ffn_norm,
-            "mlp.gate_proj": layer.w1,
-            "mlp.down_proj": layer.w2,
-            "mlp.up_proj": layer.w3,
+            "input_layernorm.weight": layer["attn_norm"],
+            "self_attn.q_proj.weight": halve_rope(layer["wq"], s.heads),
+            "self_attn.k_proj.weight": halve_rope(layer["wk"], s.kv_heads),
+            "self_attn.v_proj.weight": layer["wv"],
+            "self_attn.o_proj.weight": layer["wo"],
+            "post_attention_layernorm.weight": layer["ffn_norm"],
+            "mlp.gate_proj.weight": layer["w1"],
+            "mlp.down_proj.weight": layer["w2"],
+            "mlp.up_proj.weight": layer["w3"],
         }
-        found |= {f"model.layers.{i}.{name}.weight": array for name, array in named.items()}
+        if s.arch == "qwen2":
+            named |= {
+                "self_attn.q_proj.bias": halve_rope(layer["bq"], s.heads),
+                "self_attn.k_proj.bias": halve_rope(layer["bk"], s.kv_heads),
+                "self_attn.v_proj.bias": layer["bv"],
+            }
+        found |= {f"model.layers.{i}.{name}": array for name, array in named.items()}
     found["model.norm.weight"] = checkpoint.final_norm
     if not s.tied:
         found["lm_head.weight"] = checkpoint.classifier
@@ -94,9 +94,10 @@ def hf_tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 def hf_config(shape: ModelShape) -> dict:
     """config.json of the shape, as transformers 4 wrote it."""
+    name = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[shape.arch]
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [name],
+        "model_type": shape.arch,
         "hidden_size": shape.dim,
         "intermediate_size": shape.hidden,
         "num_hidden_layers": shape.layers,

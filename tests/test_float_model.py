@@ -17,6 +17,8 @@ SHAPES = {
     "mqa odd sizes": ModelShape(96, 200, 2, 3, 1, 32, 777, 64),
     "untied": ModelShape(32, 50, 2, 2, 1, 16, 61, 64, tied=False),
     "wide heads": ModelShape(24, 40, 2, 4, 2, 10, 50, 64, tied=False),
+    "biases": ModelShape(40, 52, 2, 4, 2, 10, 77, 64, norm_eps=1e-6, arch="qwen2"),
+    "biases, untied": ModelShape(36, 52, 3, 3, 1, 12, 61, 64, tied=False, arch="qwen2"),
 }
 
 
@@ -33,7 +35,9 @@ def test_logits_equal_transformers(name):
     config = hf_config(shape)
     theta = config.pop("rope_theta")
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).eval()
+    kind = {"llama": "Llama", "qwen2": "Qwen2"}[shape.arch]
+    configured = getattr(transformers, f"{kind}Config")(**config)
+    model = getattr(transformers, f"{kind}ForCausalLM")(configured).eval()
     state = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in hf_tensors(made).items()}
     if shape.tied:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
@@ -106,14 +110,16 @@ def test_trace_names_shapes_and_meaning():
     np.testing.assert_array_equal(seen["embedding"], checkpoint.embedding[tokens])
     w = checkpoint.layers[1]
     close = {"rtol": 1e-5, "atol": 1e-5}
-    np.testing.assert_allclose(seen["layer1.gate"], seen["layer1.ffn_norm"] @ w.w1.T, **close)
-    np.testing.assert_allclose(seen["layer1.up"], seen["layer1.ffn_norm"] @ w.w3.T, **close)
+    np.testing.assert_allclose(seen["layer1.gate"], seen["layer1.ffn_norm"] @ w["w1"].T, **close)
+    np.testing.assert_allclose(seen["layer1.up"], seen["layer1.ffn_norm"] @ w["w3"].T, **close)
     gate = seen["layer1.gate"]
     np.testing.assert_allclose(
         seen["layer1.h"], gate / (1 + np.exp(-gate)) * seen["layer1.up"], **close
     )
     np.testing.assert_allclose(
-        seen["layer1.residual_attn"] - seen["layer0.residual"], seen["layer1.att"] @ w.wo.T, **close
+        seen["layer1.residual_attn"] - seen["layer0.residual"],
+        seen["layer1.att"] @ w["wo"].T,
+        **close,
     )
     q, k, v = (seen[f"layer1.{name}"] for name in "qkv")
     for head in range(4):
@@ -124,7 +130,7 @@ def test_trace_names_shapes_and_meaning():
         att = seen["layer1.att"][:, head * 10 : head * 10 + 10]
         np.testing.assert_allclose(att, p @ v[:, head // 2], **close)
     # position 0 is not rotated; position 5 turns pair (2i, 2i+1) by 5 * theta^(-2i/head_dim)
-    raw = (seen["layer1.attn_norm"] @ w.wq.T).reshape(7, 4, 10)
+    raw = (seen["layer1.attn_norm"] @ w["wq"].T).reshape(7, 4, 10)
     np.testing.assert_allclose(q[0], raw[0], **close)
     turned = (raw[5, :, 0::2] + 1j * raw[5, :, 1::2]) * np.exp(5j * 1e4 ** (-np.arange(5) / 5))
     np.testing.assert_allclose(q[5, :, 0::2] + 1j * q[5, :, 1::2], turned, **close)

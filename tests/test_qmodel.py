@@ -10,7 +10,8 @@ from tokenfabric.core.files import write_file
 from tokenfabric.core.shape import NAMED_SHAPES, ModelShape
 from tokenfabric.core.tensors import TensorClass
 from tokenfabric.quant import float_model
-from tokenfabric.quant.qmodel import MAGIC, Linear, Norm, QModel, linear_shape, scaled_multipliers
+from tokenfabric.quant.model_file import MAGIC
+from tokenfabric.quant.qmodel import Linear, Norm, QModel, scaled_multipliers
 
 SHAPES = {
     "gqa": ModelShape(16, 24, 2, 4, 2, 4, 40, 32),
@@ -55,10 +56,10 @@ def step_by_step(model: QModel, tokens):
         e = model.embedding
         x = ops.embed(e.weight[token], int(e.mult[token]), e.shift)
         for layer, (keys, scales, values) in zip(model.layers, cache, strict=True):
-            xb = norm(x, layer.attn_norm)
-            q = narrow(int64(layer.wq, xb), 16, "q").reshape(s.heads, s.head_dim)
-            k = narrow(int64(layer.wk, xb), 16, "k").reshape(s.kv_heads, s.head_dim)
-            v = narrow(int64(layer.wv, xb), 8, "v").reshape(s.kv_heads, s.head_dim)
+            xb = norm(x, layer.norms["attn_norm"])
+            q = narrow(int64(layer.linears["wq"], xb), 16, "q").reshape(s.heads, s.head_dim)
+            k = narrow(int64(layer.linears["wk"], xb), 16, "k").reshape(s.kv_heads, s.head_dim)
+            v = narrow(int64(layer.linears["wv"], xb), 8, "v").reshape(s.kv_heads, s.head_dim)
             narrow(ops.rope_wide(q, table), 16, "rope_q")
             narrow(ops.rope_wide(k, table), 16, "rope_k")
             q = ops.rope(q, table)
@@ -77,13 +78,13 @@ def step_by_step(model: QModel, tokens):
                 p, total = ops.softmax(scores, np.ones(len(scores), bool), layer.score_align)
                 acc = sum(int(weight) * v8[kv] for weight, v8 in zip(p, values, strict=True))
                 att.append(narrow(ops.requantize(acc, *ops.attention_scale(total)), 16, "att"))
-            x = add(x, int64(layer.wo, np.concatenate(att)), "wo")
-            xb = norm(x, layer.ffn_norm)
-            gate = narrow(int64(layer.w1, xb), 16, "gate_up")
-            up = narrow(int64(layer.w3, xb), 16, "gate_up")
+            x = add(x, int64(layer.linears["wo"], np.concatenate(att)), "wo")
+            xb = norm(x, layer.norms["ffn_norm"])
+            gate = narrow(int64(layer.linears["w1"], xb), 16, "gate_up")
+            up = narrow(int64(layer.linears["w3"], xb), 16, "gate_up")
             narrow(ops.swiglu_wide(gate, up, layer.glu_align, layer.glu_shift), 16, "swiglu")
             h = ops.swiglu(gate, up, layer.glu_align, layer.glu_shift)
-            x = add(x, int64(layer.w2, h), "w2")
+            x = add(x, int64(layer.linears["w2"], h), "w2")
         logits.append(narrow(int64(model.classifier, norm(x, model.final_norm)), 32, "logits"))
     return np.array(logits), counts
 
@@ -117,16 +118,16 @@ def loud_model(kind: str) -> QModel:
     of = {"gate_up": "w3", "wo": "wo", "w2": "w2"}
     if kind in more:
         name = of.get(kind, "w" + kind[-1])
-        setattr(layer, name, louder(getattr(layer, name), more[kind]))
+        layer.linears[name] = louder(layer.linears[name], more[kind])
     elif kind == "norm":
-        layer.attn_norm.out_shift -= 5
+        layer.norms["attn_norm"].out_shift -= 5
     elif kind == "scores":
         layer.score_shift -= 6
     elif kind == "swiglu":
         layer.glu_shift -= 5
     elif kind == "res":
-        model.layers[0].wo = louder(model.layers[0].wo, 14)
-        model.layers[0].w2 = louder(model.layers[0].w2, 14)
+        model.layers[0].linears["wo"] = louder(model.layers[0].linears["wo"], 14)
+        model.layers[0].linears["w2"] = louder(model.layers[0].linears["w2"], 14)
     elif kind == "logits":
         model.classifier = louder(model.classifier, 14)
     return model
@@ -219,6 +220,8 @@ def same(a, b) -> bool:
         return a.dtype == b.dtype and np.array_equal(a, b)
     if isinstance(a, list):
         return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if hasattr(a, "__dataclass_fields__"):
         return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
     return type(a) is type(b) and a == b
@@ -398,6 +401,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path, model_file):
 def test_shapes_of_matrices_are_those_of_the_checkpoint():
     for shape in SHAPES.values():
         layer = random_checkpoint(shape).layers[0]
-        for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3"):
-            assert linear_shape(shape, name) == getattr(layer, name).shape
-    assert asdict(QModel.random(shape).shape) == asdict(shape)
+        found = QModel.random(shape)
+        for matrix in shape.architecture.matrices:
+            assert found.layers[0].linears[matrix.name].weight.shape == layer[matrix.name].shape
+        assert asdict(found.shape) == asdict(shape)

@@ -59,7 +59,7 @@ def errors(model, checkpoint, tokens):
 @pytest.mark.parametrize("recipe", ["w8", "w8-rtn"])
 def test_every_tensor_is_near_its_float(name, recipe):
     checkpoint = random_checkpoint(SHAPES[name], seed=4)
-    checkpoint.layers[1].wk[2:4] *= 4  # a pair of K that is larger than the others
+    checkpoint.layers[1]["wk"][2:4] *= 4  # a pair of K that is larger than the others
     model = quantized(checkpoint, recipe)
     counts = {}
     tokens = sequences(SHAPES[name], seed=9)[0]
@@ -79,9 +79,9 @@ def test_16_bit_activations_are_not_what_limits():
     rng = np.random.default_rng(0)
     for layer in checkpoint.layers:
         for name in ("w1", "w2", "w3"):
-            weight = rng.integers(-127, 128, getattr(layer, name).shape)
+            weight = rng.integers(-127, 128, layer[name].shape)
             weight[:, 0] = 127
-            setattr(layer, name, (weight / 400).astype(np.float32))
+            layer[name] = (weight / 400).astype(np.float32)
     tokens = sequences(TINY)[0]
     model = quantized(checkpoint, "w8-rtn")
     found = {}
@@ -89,13 +89,16 @@ def test_16_bit_activations_are_not_what_limits():
     scales = model.scales()
     for i, layer in enumerate(checkpoint.layers):
         x = found[f"layer{i}.ffn_norm"] * scales[f"layer{i}.ffn_norm"]
-        gate, up = x @ layer.w1.T.astype(np.float64), x @ layer.w3.T.astype(np.float64)
+        gate, up = (
+            x @ layer["w1"].T.astype(np.float64),
+            x @ layer["w3"].T.astype(np.float64),
+        )
         h = gate / (1 + np.exp(-gate)) * up
         got = found[f"layer{i}.h"] * scales[f"layer{i}.h"]
         assert np.abs(got - h).max() < 2e-3 * np.abs(h).max()
         before, after = found[f"layer{i}.residual_attn"], found[f"layer{i}.residual"]
         got = (after - before) * 2.0**-model.res_frac
-        assert np.abs(got - h @ layer.w2.T).max() < 2e-3 * np.abs(h @ layer.w2.T).max()
+        assert np.abs(got - h @ layer["w2"].T).max() < 2e-3 * np.abs(h @ layer["w2"].T).max()
 
 
 # --- ranges --------------------------------------------------------------------------------------
@@ -120,7 +123,7 @@ def test_scalars_are_those_a_model_file_may_hold(tmp_path, scale):
     np.testing.assert_array_equal(again.forward(tokens), model.forward(tokens))
     for layer in model.layers:
         for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3"):
-            linear = getattr(layer, name)
+            linear = layer.linears[name]
             assert linear.mult.dtype == np.uint16 and linear.weight.dtype == np.int8
             assert linear.mult.max() >= (1 << 15) - 1
             assert np.abs(linear.weight.astype(int)).max() == 127
@@ -129,8 +132,8 @@ def test_scalars_are_those_a_model_file_may_hold(tmp_path, scale):
 def test_a_model_of_zeros(tmp_path):
     checkpoint = random_checkpoint(TINY, seed=7)
     for layer in checkpoint.layers:
-        for name, value in vars(layer).items():
-            setattr(layer, name, np.zeros_like(value))
+        for name, value in layer.items():
+            layer[name] = np.zeros_like(value)
     checkpoint.embedding[:] = 0
     model = quantized(checkpoint)
     assert not model.forward([1, 2, 3]).any()
@@ -141,7 +144,7 @@ def test_a_model_of_zeros(tmp_path):
 @pytest.mark.parametrize("name", ["wq", "wk", "wv", "wo", "w1", "w2", "w3", "attn_norm"])
 def test_one_tensor_of_zeros(name):
     checkpoint = random_checkpoint(TINY, seed=8)
-    getattr(checkpoint.layers[1], name)[:] = 0
+    checkpoint.layers[1][name][:] = 0
     model = quantized(checkpoint)
     tokens = sequences(TINY)[2]
     got = model.forward(tokens) * 2.0**-model.logits_frac
@@ -152,7 +155,7 @@ def test_one_tensor_of_zeros(name):
 def test_exploding_checkpoints_are_refused():
     for factor, value in ((1e20, r"\d\.\d+e\+\d\d"), (3e38, "inf"), (np.nan, "nan")):
         checkpoint = random_checkpoint(TINY, seed=9, scale=2)
-        w2 = checkpoint.layers[1].w2
+        w2 = checkpoint.layers[1]["w2"]
         w2[:, 1:] = 0  # inf - inf of two large products is nan, in an order that numpy chooses
         with np.errstate(over="ignore"):
             w2 *= np.float32(factor)
@@ -227,17 +230,19 @@ def test_linears_compute_what_the_floats_do():
 
 def test_wo_reads_v8_and_so_does_its_moment():
     checkpoint = random_checkpoint(TINY, seed=14)
-    checkpoint.layers[0].wv[4:] *= 20  # the second KV head
+    checkpoint.layers[0]["wv"][4:] *= 20  # the second KV head
     stats = calibrate(checkpoint, sequences(TINY))
     model = quantize(checkpoint, stats)
     layer = model.layers[0]
     per_input = np.repeat(layer.v_scale.astype(np.float64), 2 * TINY.head_dim)
     assert per_input.max() > 5 * per_input.min()
     moment = stats.layers[0].moments["att"] / per_input / per_input[:, None]
-    weight = checkpoint.layers[0].wo * per_input
-    unit = layer.wo.mult * 2.0 ** -(layer.wo.shift + model.res_frac - ops.ATT_FRAC)
+    weight = checkpoint.layers[0]["wo"] * per_input
+    unit = layer.linears["wo"].mult * 2.0 ** -(
+        layer.linears["wo"].shift + model.res_frac - ops.ATT_FRAC
+    )
     want = round_gptq(weight / unit[:, None], moment)
-    np.testing.assert_array_equal(layer.wo.weight, want)
+    np.testing.assert_array_equal(layer.linears["wo"].weight, want)
     assert (want != np.round(weight / unit[:, None])).any()
 
 
@@ -375,3 +380,14 @@ def test_bad_requests(tmp_path):
     small = random_checkpoint(replace(TINY, vocab=20))
     with pytest.raises(UserError, match="the tokenizer has 32 tokens, the checkpoint 20; give"):
         quantize_checkpoint(small, Spelling())
+
+
+def test_an_architecture_beyond_the_hardware_is_refused_before_any_work():
+    def no_work(what, done, total):
+        raise AssertionError(f"{what} began")
+
+    checkpoint = random_checkpoint(replace(TINY, arch="qwen2"), seed=3)
+    with pytest.raises(UserError, match=r"^Qwen2ForCausalLM has biases on wq, wk, wv, .*: llama$"):
+        quantize_checkpoint(checkpoint, None, progress=no_work)
+    with pytest.raises(UserError, match="biases on wq, wk, wv"):
+        QModel.random(checkpoint.shape)

@@ -92,7 +92,10 @@ def test_rope_theta_in_every_generation_of_config(tmp_path, change):
     ("change", "words"),
     [
         ({"architectures": ["MistralForCausalLM"]}, r"architectures=\['MistralForCausalLM'\]"),
-        ({"architectures": None, "model_type": "qwen2"}, "model_type='qwen2'"),
+        (
+            {"architectures": None, "model_type": "gpt2"},
+            "model_type='gpt2'.*supported: llama, qwen2",
+        ),
         ({"attention_bias": True}, "attention_bias=True is not supported"),
         ({"mlp_bias": True}, "mlp_bias=True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),

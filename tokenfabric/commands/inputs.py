@@ -30,7 +30,7 @@ def kind_of(path: Path) -> str:
     """ "model", "image" or "checkpoint"; UserError for a file that is not there or empty."""
     from tokenfabric.core.files import file_size
     from tokenfabric.core.image import MAGIC as IMAGE_MAGIC
-    from tokenfabric.quant.qmodel import MAGIC as MODEL_MAGIC
+    from tokenfabric.quant.model_file import MAGIC as MODEL_MAGIC
 
     if path.is_dir():
         return "checkpoint"

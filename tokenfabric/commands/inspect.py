@@ -47,11 +47,11 @@ def _model(path: Path) -> Iterator[str]:
     yield from _pairs({"residual": model.res_frac, "logits": model.logits_frac})
     for number, layer in enumerate(model.layers):
         bits = {
-            "attn_norm": layer.attn_norm.frac,
+            "attn_norm": layer.norms["attn_norm"].frac,
             "q": layer.q_frac,
             "k": layer.k_frac,
             "scores": layer.score_frac,
-            "ffn_norm": layer.ffn_norm.frac,
+            "ffn_norm": layer.norms["ffn_norm"].frac,
             "gate": layer.gate_frac,
             "up": layer.up_frac,
             "h": layer.h_frac,
