@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,9 +78,15 @@ class _Lowering:
     def __init__(self, cfg: FabricConfig, shape: ModelShape, sizes: Sizes, kv: KvLayout):
         self.cfg, self.shape, self.sizes, self.kv = cfg, shape, sizes, kv
         self.program = Program(cfg, sizes.rows)
-        self.x = {"src": 0, "src_stride": sizes.x_stride}  # IN: norm outputs, attention output
-        self.h = {"src": sizes.h, "src_stride": sizes.h_stride}  # IN: the hidden layer
-        self.to_res = {"dst_stride": sizes.dim, "mode": Dest.RES}
+        self.x: dict[str, Any] = {
+            "src": 0,
+            "src_stride": sizes.x_stride,
+        }  # IN: norm outputs, attention output
+        self.h: dict[str, Any] = {
+            "src": sizes.h,
+            "src_stride": sizes.h_stride,
+        }  # IN: the hidden layer
+        self.to_res: dict[str, Any] = {"dst_stride": sizes.dim, "mode": Dest.RES}
 
     def layer(self, number: int, layer: QLayer) -> None:
         """LOAD of all that the layer's sublayers keep in PARAM, then the sublayers."""
@@ -172,7 +179,7 @@ class _Lowering:
         p, s, z = self.program, self.shape, self.sizes
         kv_chunks = s.kv_heads * z.head
         q_at = 2 * kv_chunks
-        heads = {
+        heads: dict[str, Any] = {
             "head_chunks": z.head,
             "imm": self.kv.k_of(number),
             "imm2": self.kv.scales_of(number),
@@ -244,11 +251,15 @@ class _Lowering:
         piece = ceil_div(z.hidden, z.pieces)
         for number, first in enumerate(range(0, z.hidden, piece)):
             these = rows[first : first + piece].ravel()
-            out = {"dst": 2 * piece * (number % 2), "dst_stride": z.out_stride, "mode": Dest.OUT}
+            out: dict[str, Any] = {
+                "dst": 2 * piece * (number % 2),
+                "dst_stride": z.out_stride,
+                "mode": Dest.OUT,
+            }
             self._matmul(
                 gate,
                 np.repeat(these, 2),
-                arranged=lambda these=these: _interleaved(gate, up, these, cols),
+                arranged=partial(_interleaved, gate, up, these, cols),
                 odd_shift=up.shift,
                 sat=f.gate.counted,
                 **self.x,

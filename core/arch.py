@@ -34,10 +34,8 @@ __all__ = [
 class Sizes(Protocol):
     """Where sizes are looked up by name: a :class:`~tokenfabric.core.shape.ModelShape`."""
 
-    layers: int
-    vocab: int
-    dim: int
-    tied: bool
+    @property
+    def dim(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)

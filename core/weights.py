@@ -37,7 +37,9 @@ MULT_BYTES = 2  # of a channel's multiplier
 class WeightFormat(Protocol):
     """What is asked of a format; shapes and sizes as in :class:`Int8`."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As in FORMATS."""
 
     def stored_bytes(self, outputs: int, inputs: int) -> int:
         """Useful bytes of a matrix with its multipliers: what any accelerator must read."""

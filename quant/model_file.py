@@ -249,13 +249,13 @@ class _Parts:
         linears = [matrix.name for matrix in self.arch.matrices]
         norms = [gain.name for gain in self.arch.norms]
         found = _section(at, found, (*linears, *_LAYER_SCALARS, *norms))
-        arrays = {name: self.arrays[f"{at}.{name}"] for name in ("k_mean", "k_scale", "v_scale")}
+        fields: dict[str, Any] = dict(_integers(at, found, _LAYER_SCALARS))
+        fields |= {name: self.arrays[f"{at}.{name}"] for name in ("k_mean", "k_scale", "v_scale")}
         for name in ("k_scale", "v_scale"):
-            if not (np.isfinite(arrays[name]).all() and (arrays[name] > 0).all()):
+            if not (np.isfinite(fields[name]).all() and (fields[name] > 0).all()):
                 raise UserError(f"{at}.{name} holds values that are not positive; {WRONG}")
         return QLayer(
             norms={name: self.norm(f"{at}.{name}", found[name]) for name in norms},
             linears={name: self.linear(f"{at}.{name}", found[name]) for name in linears},
-            **arrays,
-            **_integers(at, found, _LAYER_SCALARS),
+            **fields,
         )

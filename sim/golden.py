@@ -180,9 +180,9 @@ class GoldenDevice:
         for row, record in enumerate(self.rows):
             group, within = divmod(record["token"], cfg.scale_channels)
             base = group * job["embedding_group"]
-            mult_at, at = INT8.channel(cfg, i.k * cfg.cols, within)
+            mult_at, weights_at = INT8.channel(cfg, i.k * cfg.cols, within)
             mult = self._embedding(base + mult_at + np.arange(2)).view("<u2")[0]
-            w = self._embedding(base + at).view(np.int8)
+            w = self._embedding(base + weights_at).view(np.int8)
             wide = ops.requantize(w, int(mult), i.shift)
             self._count(i.sat, wide, 32)
             at = i.dst + row * i.dst_stride

@@ -11,7 +11,7 @@ from tokenfabric.core.registers import State
 from tokenfabric.host.device import DeviceLost
 from tokenfabric.host.driver import RegisterDevice
 from tokenfabric.host.session import Session
-from tokenfabric.host.verify import cache_tensors, replay
+from tokenfabric.host.verify import replay
 from tokenfabric.quant.qmodel import QModel
 from tokenfabric.sim.devices import make_device
 
@@ -68,7 +68,7 @@ def test_writing_to_a_window_keeps_what_the_accelerator_wrote_there(image, devic
     session = Session(device, image)
     list(session.generate([5, 6, 7], 4))
     dram, count = device.bus.bus.memory[0], len(session.tokens)
-    parts = [(at, at + count * size) for *_, at, size in cache_tensors(image)]
+    parts = [(at, at + count * size) for *_, at, size in image.kv.tensors()]
     cache = [dram[first:last].copy() for first, last in parts]
     assert all(part.any() for part in cache)
     device.write(image.map.rope, device.read(image.map.rope, 64))

@@ -14,7 +14,7 @@ from tokenfabric.core.errors import UserError
 from tokenfabric.core.registers import Error, State
 from tokenfabric.host.device import DeviceError, DeviceTimeout
 from tokenfabric.host.session import STEPS, Sampler, Session
-from tokenfabric.host.verify import cache_tensors, replay
+from tokenfabric.host.verify import replay
 from tokenfabric.quant.qmodel import QModel
 from tokenfabric.sim.devices import make_device
 from tokenfabric.sim.golden import GoldenDevice
@@ -302,7 +302,7 @@ def test_a_cache_that_differs_in_another_slot_is_found():
     device = make()
     session = Session(device, image, dump=True)
     list(session.batch([[1], [2, 3]], 3))
-    at = next(at for name, layer, _, at, _ in cache_tensors(image, 1) if name == "V" and layer)
+    at = next(at for name, layer, _, at, _ in image.kv.tensors(1) if name == "V" and layer)
     device.windows[0][at] ^= 1
     text = "V of layer 1, KV head 0, position 0 of slot 1 differs"
     assert replay(session.jobs, image, device, make()) == text
