@@ -152,7 +152,6 @@ def _against_device(
 def _cache(
     device: Any, image: Image, model: QModel, traced: dict[str, Any], count: int
 ) -> Iterator[tuple[str, Any, Any]]:
-
     for name, layer, head, at, size in image.kv.tensors():
         data = device.read(at, count * size)
         tensor = f"layer{layer}." + {"K": "k8", "V": "v", "K scale": "k_amax"}[name]
