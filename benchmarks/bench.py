@@ -34,12 +34,12 @@ from tokenfabric.core.image import Image
 from tokenfabric.core.isa import RowFlag
 from tokenfabric.core.shape import shape_from
 from tokenfabric.flow.verilog import cached_verilog
-from tokenfabric.host.device import load, put_job, run
+from tokenfabric.host.device import Device, load, put_job, run
 from tokenfabric.host.driver import RegisterDevice
 from tokenfabric.host.perf import measure_decode, measure_prefill
 from tokenfabric.quant.qmodel import QModel
 from tokenfabric.sim import verilator
-from tokenfabric.sim.devices import BASE, POLL_CYCLES, PROBES, make_device
+from tokenfabric.sim.devices import BASE, POLL_CYCLES, PROBES, verilated
 
 from tokenfabric.commands.options import write_json
 
@@ -89,7 +89,7 @@ def compiled(preset_name: str, shape: str) -> tuple[FabricConfig, Image]:
 
 def cycles_of(case: Case) -> dict[str, float]:
     cfg, image = compiled(case.preset, case.shape)
-    device = make_device("verilator", cfg, image.memory())
+    device = verilated(cfg, image.memory())
     measure = measure_decode if case.what == "decode" else measure_prefill
     result = measure(device, cfg, image, case.count)
     return {name: result[name] for name in EXACT if name in result}
@@ -158,16 +158,15 @@ class Bare:
 def made(kind: str, cfg: FabricConfig, image: Image) -> tuple[Any, Any]:
     """A device with the image in it, and what counts its cycles."""
     if kind == "bare":
-        device = RegisterDevice(Bare(cfg, image.memory()))
-        counter = device.bus
+        counter = Bare(cfg, image.memory())
+        device = RegisterDevice(counter)
     else:
-        device = make_device("verilator", cfg, image.memory())
-        counter = device.bus.top
+        device = counter = verilated(cfg, image.memory())
     load(device, image)
     return device, counter
 
 
-def decode(device: Any, image: Image, steps: int) -> np.ndarray:
+def decode(device: Device, image: Image, steps: int) -> np.ndarray:
     """Run so many autonomous steps from an empty context; their tokens."""
     row = {"token": 1, "position": 0, "slot": 0, "flags": int(RowFlag.WANT_LOGITS)}
     put_job(device, image.descriptor([row], steps=steps))
@@ -234,9 +233,9 @@ def once(kind: str, steps: int) -> None:
 
 def build_seconds() -> float:
     """From nothing to a simulator of pynq-z2: Verilog, Verilator, C++."""
-    code = ("from tokenfabric.sim.devices import make_device\n"
+    code = ("from tokenfabric.sim.devices import verilated\n"
             "from tokenfabric.core.config import preset\n"
-            "make_device('verilator', preset('pynq-z2'), (1 << 20, 4096))")  # fmt: skip
+            "verilated(preset('pynq-z2'), (1 << 20, 4096))")  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="tokenfabric-") as folder:
         began = time.monotonic()
         environment = {**os.environ, "TOKENFABRIC_CACHE": folder}

@@ -6,15 +6,18 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from tokenfabric.core.errors import UserError
 from tokenfabric.core.image import PAGE, Image
 from tokenfabric.core.isa import JOB
 from tokenfabric.core.registers import ERROR_TEXT, Error, State
 
 __all__ = [
+    "CountingDevice",
     "Device",
     "DeviceError",
     "DeviceLost",
     "DeviceTimeout",
+    "counting",
     "end_run",
     "load",
     "put_job",
@@ -56,6 +59,13 @@ class Device(Protocol):
     def fingerprint(self) -> str:
         """The fingerprint that the hardware reports."""
 
+    @property
+    def pc(self) -> int:
+        """The instruction at which the last run is, or ended."""
+
+    def saturations(self) -> list[int]:
+        """Saturated values of the last run, by tensor class."""
+
     def write(self, address: int, array: np.ndarray) -> None:
         """Put the bytes of ``array`` at ``address``, at the latest with the next ``start``.
 
@@ -81,6 +91,27 @@ class Device(Protocol):
         """End the run at once, in the middle of a step; DeviceTimeout if it does not end."""
 
 
+@runtime_checkable
+class CountingDevice(Device, Protocol):
+    """A Device that is hardware, or simulated hardware: with registers and cycle counters."""
+
+    def register(self, name: str) -> int:
+        """The register of that name in ``registers.REGISTERS``."""
+
+    def counter(self, name: str) -> int:
+        """A 64-bit counter of ``registers.COUNTERS``; exact when no run is under way."""
+
+
+def counting(device: Device, what: str) -> CountingDevice:
+    """``device``, for ``what`` that needs its counters; UserError if it has none."""
+    if not isinstance(device, CountingDevice):
+        raise UserError(
+            f"{what} needs cycle counters, which {type(device).__name__} lacks; use verilator, "
+            "pysim or a board"
+        )
+    return device
+
+
 def load(
     device: Device, image: Image, progress: Callable[[str, int, int], None] | None = None
 ) -> None:
@@ -101,7 +132,7 @@ def raise_error(device: Device) -> None:
     """Raise DeviceError if the last run ended in one."""
     state, _, error = device.poll()
     if state is State.ERROR:
-        raise DeviceError(error, getattr(device, "pc", 0))
+        raise DeviceError(error, device.pc)
 
 
 def end_run(device: Device, deadline: float, *, at_once: bool = False) -> None:

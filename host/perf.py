@@ -13,7 +13,7 @@ from tokenfabric.core.image import Image
 from tokenfabric.core.isa import RowFlag
 from tokenfabric.core.registers import COUNTERS
 from tokenfabric.core.work import decode_rates, seconds_of
-from tokenfabric.host.device import load, put_job, run
+from tokenfabric.host.device import CountingDevice, load, put_job, run
 from tokenfabric.host.session import Job
 
 __all__ = ["measure_decode", "measure_prefill", "session_cycles"]
@@ -30,7 +30,9 @@ def _rows(image: Image, count: int, position: int, flags: RowFlag) -> list[dict[
     ]
 
 
-def _job(device: Any, image: Image, rows: list[dict[str, int]], steps: int = 1) -> dict[str, int]:
+def _job(
+    device: CountingDevice, image: Image, rows: list[dict[str, int]], steps: int = 1
+) -> dict[str, int]:
     """Run one job; its counters."""
     put_job(device, image.descriptor(rows, steps=steps))
     run(device, DEADLINE)
@@ -63,7 +65,9 @@ def session_cycles(jobs: Sequence[Job]) -> tuple[float, float]:
     return float(cycles), float(positions)
 
 
-def measure_decode(device: Any, cfg: FabricConfig, image: Image, context: int) -> dict[str, Any]:
+def measure_decode(
+    device: CountingDevice, cfg: FabricConfig, image: Image, context: int
+) -> dict[str, Any]:
     """Steady-state decode of one sequence with about ``context`` positions in the cache.
 
     Mean over autonomous steps, start to start; ``spans`` lists them: (job, first cycle, end) with
@@ -97,7 +101,9 @@ def measure_decode(device: Any, cfg: FabricConfig, image: Image, context: int) -
     }
 
 
-def measure_prefill(device: Any, cfg: FabricConfig, image: Image, count: int) -> dict[str, Any]:
+def measure_prefill(
+    device: CountingDevice, cfg: FabricConfig, image: Image, count: int
+) -> dict[str, Any]:
     """Prefill of ``count`` tokens from position 0, in as many steps as it takes.
 
     The layers are measured without any logits; the classifier, which runs once for the last token,

@@ -21,7 +21,7 @@ from tokenfabric.core import __version__
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.files import read_bytes, show
 from tokenfabric.core.registers import Error, State
-from tokenfabric.host.device import Device, DeviceError, DeviceLost, DeviceTimeout
+from tokenfabric.host.device import Device, DeviceError, DeviceLost, DeviceTimeout, counting
 
 __all__ = ["Recorder", "Replay"]
 
@@ -29,7 +29,6 @@ FORMAT = "tokenfabric transcript"
 VERSION = 1
 SMALL = 2048  # bytes written that stand in the transcript themselves
 RAISED = {kind.__name__: kind for kind in (DeviceError, DeviceLost, DeviceTimeout)}
-EXTRAS = ("saturations", "register", "counter")  # of some devices, beyond the protocol
 
 
 def _data(array: np.ndarray) -> str:
@@ -121,13 +120,18 @@ class Recorder:
 
     @property
     def pc(self) -> int:
-        return self._call("pc", [], lambda: getattr(self._device, "pc", 0), int)
+        return self._call("pc", [], lambda: self._device.pc, int)
 
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._device, name)
-        if name not in EXTRAS:
-            return method
-        return lambda *args: self._call(name, list(args), lambda: method(*args), _same)
+    def saturations(self) -> list[int]:
+        return self._call("saturations", [], self._device.saturations, _same)
+
+    def register(self, name: str) -> int:
+        device = counting(self._device, f"register {name}")
+        return self._call("register", [name], lambda: device.register(name), int)
+
+    def counter(self, name: str) -> int:
+        device = counting(self._device, f"counter {name}")
+        return self._call("counter", [name], lambda: device.counter(name), int)
 
     def close(self, keep: bool = True) -> None:
         """Give the file its name; or, unless ``keep``, remove it."""
@@ -209,10 +213,14 @@ class Replay:
     def pc(self) -> int:
         return self._answer("pc")
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in EXTRAS or all(line.get("call") != name for line in self._lines):
-            raise AttributeError(name)
-        return lambda *args: self._answer(name, *args)
+    def saturations(self) -> list[int]:
+        return self._answer("saturations")
+
+    def register(self, name: str) -> int:
+        return self._answer("register", name)
+
+    def counter(self, name: str) -> int:
+        return self._answer("counter", name)
 
 
 def _shown(entry: dict[str, Any]) -> str:

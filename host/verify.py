@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from tokenfabric.core.image import Image
-from tokenfabric.host.device import DeviceError, load, put_job, run
+from tokenfabric.host.device import Device, DeviceError, load, put_job, run
 from tokenfabric.host.session import Job
 
 __all__ = ["replay"]
@@ -15,7 +14,7 @@ __all__ = ["replay"]
 DEADLINE = 3600.0
 
 
-def replay(jobs: Sequence[Job], image: Image, subject: Any, reference: Any) -> str | None:
+def replay(jobs: Sequence[Job], image: Image, subject: Device, reference: Device) -> str | None:
     """Run the jobs of a session on ``subject`` again on ``reference``; the first difference.
 
     Compared are, job by job, all tokens and all dumped logits; at the end the K and V cache with
@@ -44,7 +43,7 @@ def replay(jobs: Sequence[Job], image: Image, subject: Any, reference: Any) -> s
     return _cache(jobs, image, subject, reference) or _saturations(subject, reference)
 
 
-def _logits(job: Job, image: Image, reference: Any, number: int, step: int) -> str | None:
+def _logits(job: Job, image: Image, reference: Device, number: int, step: int) -> str | None:
     if job.logits is None:
         return None
     per_step = len(job.logits) // len(job.steps)
@@ -70,7 +69,7 @@ def _written(jobs: Sequence[Job]) -> dict[int, int]:
     return last
 
 
-def _cache(jobs: Sequence[Job], image: Image, subject: Any, reference: Any) -> str | None:
+def _cache(jobs: Sequence[Job], image: Image, subject: Device, reference: Device) -> str | None:
     for slot, positions in _written(jobs).items():
         where = f" of slot {slot}" if image.slots > 1 else ""
         for name, layer, head, at, size in image.kv.tensors(slot):
@@ -84,9 +83,7 @@ def _cache(jobs: Sequence[Job], image: Image, subject: Any, reference: Any) -> s
     return None
 
 
-def _saturations(subject: Any, reference: Any) -> str | None:
-    if not hasattr(subject, "saturations"):
-        return None
+def _saturations(subject: Device, reference: Device) -> str | None:
     found, want = list(subject.saturations()), list(reference.saturations())
     if found != want:
         index = next(i for i, (a, b) in enumerate(zip(found, want)) if a != b)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.errors import UserError
+from tokenfabric.host.device import Device
 from tokenfabric.host.driver import RegisterDevice
 
-__all__ = ["DEVICES", "VerilatedBus", "make_device"]
+if TYPE_CHECKING:
+    from tokenfabric.sim.dram import DramSpec
+    from tokenfabric.sim.verilator import Recording, VerilatedTop
+
+__all__ = ["DEVICES", "VerilatedBus", "VerilatedDevice", "make_device", "verilated"]
 
 DEVICES = ("golden", "pysim", "verilator")
 POLL_CYCLES = 20_000  # simulated between two looks at the ring
@@ -25,7 +30,7 @@ class VerilatedBus:
     The bulk window takes the first ``split`` bytes of its memory, the job window the rest.
     """
 
-    def __init__(self, top: Any, split: int):
+    def __init__(self, top: VerilatedTop, split: int):
         self.top = top
         self.bases, self.memory = (top.base, top.base + split), np.split(top.memory, [split])
         self.read32, self.write32 = top.read32, top.write32
@@ -40,6 +45,49 @@ class VerilatedBus:
         self.top.run(POLL_CYCLES)
 
 
+class VerilatedDevice(RegisterDevice):
+    """The Verilated accelerator as a Device, and what only a simulation can do besides."""
+
+    def __init__(self, top: VerilatedTop, split: int):
+        super().__init__(VerilatedBus(top, split))
+        self.top = top
+        self.bases = (top.base, top.base + split)
+        """Bus addresses of the bulk window and of the job window."""
+
+    @property
+    def cycles(self) -> int:
+        """Simulated since the beginning."""
+        return self.top.cycles
+
+    def record(self, on: bool) -> None:
+        """Keep from now on what passes on the bus of the DRAM, and the probes; or no longer."""
+        self.top.record(on)
+
+    def recording(self) -> Recording:
+        """What has been kept."""
+        return self.top.recording()
+
+    def end_waves(self) -> None:
+        """Complete the file of the waveforms."""
+        self.top.trace(None)
+
+
+def verilated(
+    cfg: FabricConfig,
+    memory: tuple[int, int],
+    *,
+    progress: Callable[[str], None] | None = None,
+    verilog: str | None = None,
+    waves: Path | None = None,
+    dram: DramSpec | None = None,
+) -> VerilatedDevice:
+    """The Verilated accelerator; options as of :func:`make_device`."""
+    top = simulated_top(
+        cfg, sum(memory), progress=progress, verilog=verilog, waves=waves, dram=dram
+    )
+    return VerilatedDevice(top, memory[0])
+
+
 def make_device(
     name: str,
     cfg: FabricConfig,
@@ -48,8 +96,8 @@ def make_device(
     progress: Callable[[str], None] | None = None,
     verilog: str | None = None,
     waves: Path | None = None,
-    dram: Any = None,
-) -> Any:
+    dram: DramSpec | None = None,
+) -> Device:
     """A device of DEVICES for ``cfg`` with bulk and job windows of ``memory`` bytes.
 
     verilog: other text than the config's own (tests). waves: VCD to write. dram: a
@@ -60,10 +108,7 @@ def make_device(
 
         return GoldenDevice(cfg, memory)
     if name == "verilator":
-        top = simulated_top(
-            cfg, sum(memory), progress=progress, verilog=verilog, waves=waves, dram=dram
-        )
-        return RegisterDevice(VerilatedBus(top, memory[0]))
+        return verilated(cfg, memory, progress=progress, verilog=verilog, waves=waves, dram=dram)
     if name == "pysim":
         from tokenfabric.sim.pysim import PysimBus
 
@@ -79,8 +124,8 @@ def simulated_top(
     progress: Callable[[str], None] | None = None,
     verilog: str | None = None,
     waves: Path | None = None,
-    dram: Any = None,
-) -> Any:
+    dram: DramSpec | None = None,
+) -> VerilatedTop:
     """The Verilated accelerator, built if it has not been; options as of :func:`make_device`."""
     from tokenfabric.flow.verilog import cached_verilog
     from tokenfabric.sim import verilator

@@ -17,12 +17,12 @@ from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.image import Image
 from tokenfabric.core.isa import RowFlag
 from tokenfabric.core.shape import ModelShape
-from tokenfabric.host.device import load, put_job, run
+from tokenfabric.host.device import CountingDevice, load, put_job, run
 from tokenfabric.quant.qmodel import QModel
 
 __all__ = ["MemorySpeed", "check_arithmetic", "check_memory"]
 
-OpenDevice = Callable[[Image, int], Any]  # (image, rows of dumped logits) -> a Device
+OpenDevice = Callable[[Image, int], CountingDevice]  # (image, rows of dumped logits)
 
 SMALL = ModelShape(
     dim=64, hidden=96, layers=2, heads=4, kv_heads=2, head_dim=16, vocab=96, context=64

@@ -114,14 +114,14 @@ def _measure(
     from tokenfabric.compiler.compile import compile_model
     from tokenfabric.host.perf import measure_decode, measure_prefill
     from tokenfabric.quant.qmodel import QModel
-    from tokenfabric.sim.devices import make_device
+    from tokenfabric.sim.devices import verilated
 
     cfg = candidate.cfg
     progress("making a random model")
     image = compile_model(
         QModel.random(shape, 0), cfg, progress=lambda done, all_: progress("compiling", done, all_)
     )
-    device = make_device("verilator", cfg, image.memory(), progress=progress)
+    device = verilated(cfg, image.memory(), progress=progress)
     progress("simulating")
     if args.rows is None:
         return measure_decode(device, cfg, image, args.context)

@@ -28,6 +28,7 @@ from tokenfabric.progress import Progress
 
 if TYPE_CHECKING:
     from tokenfabric.core.config import FabricConfig
+    from tokenfabric.host.device import Device
     from tokenfabric.host.text import LLM, Generation
 
 DEADLINE = 3600.0  # seconds for one token, however slow the simulator
@@ -113,9 +114,9 @@ def _board(args: argparse.Namespace) -> Any:
 @contextmanager
 def _device(
     args: argparse.Namespace, cfg: FabricConfig, size: tuple[int, int], progress: Progress
-) -> Iterator[Any]:
+) -> Iterator[Device]:
     """The device; waveforms get their name at the end, and are removed if the user gave up."""
-    from tokenfabric.sim.devices import make_device
+    from tokenfabric.sim.devices import make_device, verilated
 
     if args.waves is None:
         yield make_device(args.on, cfg, size, progress=progress)
@@ -123,20 +124,20 @@ def _device(
     target = Path(args.waves)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        device = make_device(args.on, cfg, size, progress=progress, waves=part)
+        device = verilated(cfg, size, progress=progress, waves=part)
         try:
             yield device
         except RuntimeError:  # of the hardware: then the waveforms are what is wanted
-            device.bus.top.trace(None)
+            device.end_waves()
             part.replace(target)
             raise
-        device.bus.top.trace(None)
+        device.end_waves()
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _recorded(args: argparse.Namespace, cfg: FabricConfig, device: Any, board: Any) -> Any:
+def _recorded(args: argparse.Namespace, cfg: FabricConfig, device: Device, board: Any) -> Any:
     """The device, with a Recorder around it if asked for."""
     from tokenfabric.host.record import Recorder
 

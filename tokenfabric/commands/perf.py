@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tokenfabric.core.config import FabricConfig
     from tokenfabric.core.image import Image
     from tokenfabric.core.shape import ModelShape
+    from tokenfabric.sim.devices import VerilatedDevice
 
 WEIGHTS = ("w8",)
 PICTURES = (".png", ".svg")
@@ -73,18 +74,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def simulated(cfg: FabricConfig, shape: ModelShape, progress: Progress) -> tuple[Any, Image]:
+def simulated(
+    cfg: FabricConfig, shape: ModelShape, progress: Progress
+) -> tuple[VerilatedDevice, Image]:
     """A simulated accelerator, and a random model of this shape for it."""
     from tokenfabric.compiler.compile import compile_model
     from tokenfabric.quant.qmodel import QModel
-    from tokenfabric.sim.devices import make_device
+    from tokenfabric.sim.devices import verilated
 
     progress("making a random model")
     model = QModel.random(shape, 0)
     image = compile_model(
         model, cfg, progress=lambda done, total: progress("compiling", done, total)
     )
-    return make_device("verilator", cfg, image.memory(), progress=progress), image
+    return verilated(cfg, image.memory(), progress=progress), image
 
 
 def _measure(args: argparse.Namespace, cfg: Any, shape: Any, progress: Progress) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def _measure(args: argparse.Namespace, cfg: Any, shape: Any, progress: Progress)
 
     device, image = simulated(cfg, shape, progress)
     watched = args.account or args.timeline is not None
-    device.bus.top.record(watched)
+    device.record(watched)
     progress("simulating")
     if args.rows is None:
         result = measure_decode(device, cfg, image, args.context)
@@ -108,12 +111,14 @@ def _measure(args: argparse.Namespace, cfg: Any, shape: Any, progress: Progress)
     return {**result, "fingerprint": device.fingerprint, "verilog_sha256": digest}
 
 
-def _explain(args: argparse.Namespace, device: Any, image: Any, result: Any) -> dict[str, Any]:
+def _explain(
+    args: argparse.Namespace, device: VerilatedDevice, image: Image, result: dict[str, Any]
+) -> dict[str, Any]:
     """The account, if wanted, after drawing a step, if wanted."""
     from tokenfabric.sim.account import account, traces
 
     spans = result["spans"]
-    explained = traces(device.bus.top.recording(), image, device.bus.bases, spans)
+    explained = traces(device.recording(), image, device.bases, spans)
     if args.timeline is not None:
         from tokenfabric.sim.timeline import draw
 

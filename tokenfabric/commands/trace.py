@@ -20,6 +20,7 @@ from tokenfabric.progress import Progress
 if TYPE_CHECKING:
     from tokenfabric.core.config import FabricConfig
     from tokenfabric.core.image import Image
+    from tokenfabric.host.device import Device
     from tokenfabric.quant.qmodel import QModel
 
 DEADLINE = 3600.0
@@ -150,7 +151,7 @@ def _against_device(
 
 
 def _cache(
-    device: Any, image: Image, model: QModel, traced: dict[str, Any], count: int
+    device: Device, image: Image, model: QModel, traced: dict[str, Any], count: int
 ) -> Iterator[tuple[str, Any, Any]]:
     for name, layer, head, at, size in image.kv.tensors():
         data = device.read(at, count * size)
