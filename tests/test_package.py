@@ -11,9 +11,9 @@ from importlib.metadata import version
 import pytest
 from conftest import ROOT
 
-PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-
 import tokenfabric
+
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", [n for n in tokenfabric.__all__ if n != "__version__"])
