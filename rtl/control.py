@@ -121,8 +121,32 @@ class Counters(wiring.Component):
         return m
 
 
+class Watchdog(wiring.Component):
+    """Bites when nothing has moved for too long.
+
+    Members: ``limit`` (In: cycles, 0 never), ``progress`` (In: something moves), ``clear`` (In:
+    begin again); ``bites`` (Out: register, a cycle after ``limit`` cycles without progress, until
+    cleared or something moves).
+    """
+
+    def __init__(self):
+        super().__init__({"limit": In(32), "progress": In(1), "clear": In(1), "bites": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        idle_cycles = Signal(32)
+        with m.If(self.clear):
+            m.d.sync += [idle_cycles.eq(0), self.bites.eq(0)]
+        with m.Else():
+            m.d.sync += [
+                idle_cycles.eq(Mux(self.progress, 0, idle_cycles + 1)),
+                self.bites.eq((self.limit != 0) & (idle_cycles >= self.limit)),
+            ]
+        return m
+
+
 class Supervisor(wiring.Component):
-    """Start, end and error of a run; the watchdog.
+    """Start, end and error of a run, with its watchdog.
 
     A start waits until no transaction is in flight, resets every unit, and runs. The end, an error,
     or a reset command halts the memory ports; when what was in flight has arrived, the state
@@ -162,15 +186,11 @@ class Supervisor(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        idle_cycles, bites = Signal(32), Signal()
-        ending, aborted = Signal(3), Signal()
+        m.submodules.dog = dog = Watchdog()
+        ending = Signal(3)
         quiet_now = Signal()  # late by a cycle: a burst may be on its way into a port
-        m.d.sync += [
-            bites.eq((self.watchdog != 0) & (idle_cycles >= self.watchdog)),
-            idle_cycles.eq(Mux(self.progress, 0, idle_cycles + 1)),
-            quiet_now.eq(self.quiet),
-            self.unit_reset.eq(0),
-        ]
+        m.d.comb += [dog.limit.eq(self.watchdog), dog.progress.eq(self.progress)]
+        m.d.sync += [quiet_now.eq(self.quiet), self.unit_reset.eq(0)]
         with m.FSM() as fsm:
             m.d.comb += self.running.eq(fsm.ongoing("RUN"))
             m.d.sync += self.halt.eq(~fsm.ongoing("RUN"))  # a register: it goes to every port
@@ -182,19 +202,18 @@ class Supervisor(wiring.Component):
                         self.code_port.eq(0),
                         self.stop_steps.eq(0),
                         self.begun.eq(0),
-                        idle_cycles.eq(0),
-                        bites.eq(0),
                     ]
+                    m.d.comb += dog.clear.eq(1)
                     m.next = "QUIET"
             with m.State("QUIET"):
                 with m.If(quiet_now):
                     m.d.sync += self.unit_reset.eq(1)  # a register: it goes everywhere
                     m.next = "RESET"
-                with m.Elif(bites | self.reset):
+                with m.Elif(dog.bites | self.reset):
                     m.d.sync += [self.state.eq(State.ERROR), self.code.eq(Error.WATCHDOG)]
                     m.next = "IDLE"
             with m.State("RESET"):
-                m.d.sync += [idle_cycles.eq(0), bites.eq(0)]
+                m.d.comb += dog.clear.eq(1)
                 m.next = "START"
             with m.State("START"):
                 m.d.comb += self.unit_start.eq(1)
@@ -213,11 +232,11 @@ class Supervisor(wiring.Component):
                 with m.Elif(self.reset):
                     m.d.sync += ending.eq(State.IDLE)
                     m.next = "HALT"
-                with m.Elif(bites):
+                with m.Elif(dog.bites):
                     m.d.sync += [self.code.eq(Error.WATCHDOG), ending.eq(State.ERROR)]
                     m.next = "HALT"
             with m.State("HALT"):
-                m.d.sync += [idle_cycles.eq(0), bites.eq(0), aborted.eq(0)]
+                m.d.comb += dog.clear.eq(1)
                 m.next = "DRAIN"
             with m.State("DRAIN"):
                 settled = Signal(3)  # bursts on their way into a port when it was halted
@@ -225,7 +244,7 @@ class Supervisor(wiring.Component):
                 with m.If(settled == 7):
                     m.d.sync += self.state.eq(ending)
                     m.next = "IDLE"
-                with m.Elif(bites):
+                with m.Elif(dog.bites):
                     m.d.sync += self.state.eq(State.ERROR)
                     with m.If(self.code == 0):
                         m.d.sync += self.code.eq(Error.WATCHDOG)
