@@ -115,13 +115,13 @@ class Fifo(wiring.Component):
     """A queue of ``depth`` entries (a power of two) of ``shape`` between two streams.
 
     First-word latency 2 cycles, throughput one entry per cycle. ``level`` counts the entries that
-    have been taken in and not yet handed out. ``block=False`` makes a small one out of LUT RAM.
+    have been taken in and not yet handed out.
     """
 
-    def __init__(self, shape, depth: int, *, block=True, ultra=False):
+    def __init__(self, shape, depth: int, *, ultra=False):
         if depth & (depth - 1) or depth < 2:
             raise ValueError(f"FIFO depth {depth} is not a power of two of at least 2")
-        self.shape, self.depth, self.block, self.ultra = shape, depth, block, ultra
+        self.shape, self.depth, self.ultra = shape, depth, ultra
         super().__init__(
             {
                 "i": In(stream.Signature(shape)),

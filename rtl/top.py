@@ -136,7 +136,7 @@ class Datapath(wiring.Component):
                 port.halt.eq(self.halt),
             ]
         # What the sequencer asks for depends on much: it waits a little for its turn.
-        m.submodules.requests = requests = Fifo(fetch_command(cfg), 2, block=False)
+        m.submodules.requests = requests = Fifo(fetch_command(cfg), 2)
         wiring.connect(m, self.steps.fetch, requests.i)
         commands = [requests.o, self.embed.fetch, self.attention.fetch]
         arbitrate(m, "fetch", commands, self.fetch.cmd, None)
