@@ -8,15 +8,14 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.isa import Unit
 from tokenfabric.core.registers import Error
+from tokenfabric.rtl.array import array_commands
 from tokenfabric.rtl.layouts import (
     count_shape,
     fetch_command,
     index_shape,
     instruction_layout,
-    matmul_command,
     row_record,
     stream_command,
-    table_entry,
     write_beat,
 )
 from tokenfabric.rtl.memory import Fifo, share_writes
@@ -54,7 +53,7 @@ class Job(wiring.Component):
     best_index : out, whose token is asked for; best_token : in, it, in the same cycle
     busy : in, a bit for each of ``isa.Unit``
     vector, attention, embed : streams of instructions, out
-    matmul : stream of matmul_command, out; table_en, table_index, table : out, its row table
+    array : array_commands, out
     step_done : out, strobe, the step's last instruction is through
     row_index : in, row : out, combinational; one pair per reader
     want_index : in, want : out, combinational; one pair per reader
@@ -91,10 +90,7 @@ class Job(wiring.Component):
                 "vector": instructions,
                 "attention": instructions,
                 "embed": instructions,
-                "matmul": Out(stream.Signature(matmul_command(cfg))),
-                "table_en": Out(1),
-                "table_index": Out(index_shape(cfg)),
-                "table": Out(table_entry(cfg)),
+                "array": Out(array_commands(cfg)),
                 "step_done": Out(1),
                 "row_index": In(index_shape(cfg)).array(row_readers),
                 "row": Out(row_record(cfg)).array(row_readers),
@@ -117,10 +113,9 @@ class Job(wiring.Component):
         connect(m, issue.program, program.r)
         for name in ("stream", "beats"):
             connect(m, getattr(steps, name), flipped(getattr(self, name)))
-        for name in ("vector", "attention", "embed", "matmul"):
+        for name in ("vector", "attention", "embed"):
             connect(m, getattr(issue, name), flipped(getattr(self, name)))
-        for name in ("table_en", "table_index", "table", "progress", "pc"):
-            m.d.comb += getattr(self, name).eq(getattr(issue, name))
+        connect(m, issue.matmul, flipped(self.array.matmul))
         for name in ("finished", "ring_head", "want_count", "best_index"):
             m.d.comb += getattr(self, name).eq(getattr(steps, name))
         for name in ("start", "stop", "cycles", "described", "loaded", "best_token", "writer_idle"):
@@ -137,7 +132,12 @@ class Job(wiring.Component):
             issue.busy.eq(self.busy),
             issue.want_count.eq(steps.want_count),
             issue.start.eq(steps.issue_start),
+            self.array.table_en.eq(issue.table_en),
+            self.array.table_index.eq(issue.table_index),
+            self.array.table.eq(issue.table),
             self.step_done.eq(issue.done),
+            self.progress.eq(issue.progress),
+            self.pc.eq(issue.pc),
             self.error.eq(Mux(issue.illegal, Error.ILLEGAL, steps.error)),
         ]
         self._tables(m, descriptor, steps, issue)

@@ -124,10 +124,12 @@ class Router(wiring.Component):
         with m.Switch(beat.tag):
             with m.Case(BeatTag.DESCRIPTOR):
                 m.d.comb += [beats.ready.eq(1), self.descriptor.eq(beats.valid)]
-                m.d.sync += self.described.eq(self.described | (taken & beat.last))
+                with m.If(taken & beat.last):
+                    m.d.sync += self.described.eq(1)
             with m.Case(BeatTag.PROGRAM):
                 m.d.comb += [beats.ready.eq(1), self.program.eq(beats.valid)]
-                m.d.sync += self.loaded.eq(self.loaded | (taken & beat.last))
+                with m.If(taken & beat.last):
+                    m.d.sync += self.loaded.eq(1)
             with m.Case(BeatTag.ROPE):
                 m.d.comb += [beats.ready.eq(1), rope.en.eq(beats.valid & is_high)]
             with m.Case(BeatTag.EMBED):

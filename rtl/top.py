@@ -9,17 +9,15 @@ from tokenfabric.core import registers
 from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.isa import Unit
 from tokenfabric.rtl.array import ArrayUnit
-from tokenfabric.rtl.attention import AttentionControl
+from tokenfabric.rtl.attend import AttentionUnit
 from tokenfabric.rtl.axi import lite, memory_port, read_master, write_master
 from tokenfabric.rtl.control import Counters, RegisterPort, Supervisor
 from tokenfabric.rtl.embed import Embed
 from tokenfabric.rtl.job import Job
-from tokenfabric.rtl.kvbuffer import KvBuffer
 from tokenfabric.rtl.layouts import windows
 from tokenfabric.rtl.ports import MemoryPorts
 from tokenfabric.rtl.registers import COMMANDS, Registers
 from tokenfabric.rtl.router import Router
-from tokenfabric.rtl.softmax import SoftmaxUnit
 from tokenfabric.rtl.vector import VectorUnit
 from tokenfabric.rtl.writeback import SaturationCounter
 
@@ -89,9 +87,7 @@ class Datapath(wiring.Component):
         m.submodules.router = router = Router(cfg)
         m.submodules.job = job = Job(cfg, row_readers=4, want_readers=2)
         m.submodules.embed = embed = Embed(cfg)
-        m.submodules.kv = kv = KvBuffer(cfg)
-        m.submodules.attention = attention = AttentionControl(cfg)
-        m.submodules.softmax = softmax = SoftmaxUnit(cfg)
+        m.submodules.attention = attention = AttentionUnit(cfg)
         m.submodules.array = array = ArrayUnit(cfg)
         m.submodules.vector = vector = VectorUnit(cfg)
         outside = [flipped(getattr(self, f"axi_{p}")) for p in range(cfg.ports)]
@@ -105,17 +101,16 @@ class Datapath(wiring.Component):
             (router.scales, array.kv_scales),
             (job.stream, memory.stream),
             (memory.words, array.words),
-            (attention.kv, kv.cmd),
-            (memory.kv_turns, kv.turns),
-            *zip(memory.kv, kv.beats, strict=True),
-            (kv.words, array.kv_words),
+            (memory.kv_turns, attention.turns),
+            *zip(memory.kv, attention.beats, strict=True),
+            (attention.words, array.kv_words),
             (job.vector, vector.cmd),
             (job.attention, attention.cmd),
             (job.embed, embed.cmd),
-            (job.matmul, array.issue.matmul),
-            (attention.matmul, array.attention.matmul),
-            (attention.softmax, softmax.cmd),
-            (array.score_r, softmax.p_r),
+            (job.array, array.issue),
+            (attention.array, array.attention),
+            (array.score_r, attention.p_r),
+            (attention.row_scale_w, array.row_scale_w),
             (vector.rope_r, router.rope_r),
             (vector.in_w, array.vector_in_w),
             (vector.out_r, array.vector_out_r),
@@ -124,7 +119,7 @@ class Datapath(wiring.Component):
         ):
             connect(m, source, sink)
         self._job(m, job, router, attention, vector, embed)
-        self._array(m, array, job, attention, embed, softmax)
+        self._array(m, array, job, attention, embed)
         self._status(m, memory, job, array, vector)
         units = {
             Unit.ARRAY: array.busy,
@@ -142,7 +137,7 @@ class Datapath(wiring.Component):
             "ARRAY_WAIT_ROOM": array.wait_room,
             "ARRAY_IDLE": array.idle,
             "VECTOR_BUSY": vector.busy,
-            "SOFTMAX_BUSY": softmax.busy,
+            "SOFTMAX_BUSY": attention.softmax_busy,
             "ATTENTION_BUSY": attention.busy,
             "STREAM_FULL": memory.full,
         }
@@ -170,21 +165,15 @@ class Datapath(wiring.Component):
             vector.want_row.eq(job.want[0].row),
         ]
 
-    def _array(self, m: Module, array, job, attention, embed, softmax) -> None:
+    def _array(self, m: Module, array, job, attention, embed) -> None:
         """While attention runs it alone commands the array."""
-        for source, commands in ((job, array.issue), (attention, array.attention)):
-            for name in ("table_en", "table_index", "table"):
-                m.d.comb += getattr(commands, name).eq(getattr(source, name))
         m.d.comb += [
             array.attends.eq(attention.busy),
-            attention.matmul_busy.eq(array.busy),
-            attention.softmax_busy.eq(softmax.busy),
+            attention.array_busy.eq(array.busy),
             array.embed_valid.eq(embed.chunk_valid),
             array.embed.eq(embed.chunk),
-            softmax.score_valid.eq(array.score_valid),
-            softmax.score.eq(array.score),
-            array.row_scale_w.en.eq(softmax.row_scale_valid),
-            array.row_scale_w.payload.eq(softmax.row_scale),
+            attention.score_valid.eq(array.score_valid),
+            attention.score.eq(array.score),
             array.vocab.eq(job.job.vocab),
             array.best_index.eq(job.best_index),
             job.best_token.eq(array.best_token),
