@@ -72,7 +72,7 @@ class ReadPort(wiring.Component):
         m = Module()
         axi, weights, fetch = self.axi, self.weights, self.fetch
         m.submodules.check = check = WindowCheck(self.cfg)
-        m.submodules.owners = owners = Fifo(1, OWNERS, block=False)
+        m.submodules.owners = owners = Fifo(1, OWNERS)
         free = Signal()  # AR can take a burst
         issue = Signal()
         m.d.comb += [
@@ -318,10 +318,10 @@ class Fetch(wiring.Component):
         turn = Signal(range(self.cfg.ports))  # the port of the next burst
         order = data.StructLayout({"port": turn.shape(), "tag": BeatTag, "last": 1})
         m.submodules.splitter = splitter = Splitter(self.cfg)
-        m.submodules.order = queue = Fifo(order, FETCH_BURSTS, block=False)
-        m.submodules.turns = turns = Fifo(turn.shape(), FETCH_BURSTS, block=False)
+        m.submodules.order = queue = Fifo(order, FETCH_BURSTS)
+        m.submodules.turns = turns = Fifo(turn.shape(), FETCH_BURSTS)
         # No path leads from who asks to the splitter's arithmetic, nor back.
-        m.submodules.commands = commands = Fifo(fetch_command(self.cfg), 2, block=False)
+        m.submodules.commands = commands = Fifo(fetch_command(self.cfg), 2)
         connect(m, commands.i, flipped(self.cmd))
         connect(m, splitter.i, commands.o)
         connect(m, turns.o, flipped(self.kv_turns))
@@ -359,10 +359,8 @@ class Fetch(wiring.Component):
         Returns (room for a burst, (there is a beat for others, the beat, last of its burst)).
         """
         burst = data.StructLayout({"beats": LEN_BITS, "kv": 1})
-        m.submodules[f"fifo_{index}"] = fifo = Fifo(
-            8 * self.cfg.port_bytes, FETCH_BEATS, block=False
-        )
-        m.submodules[f"bursts_{index}"] = bursts = Fifo(burst, LANE_BURSTS, block=False)
+        m.submodules[f"fifo_{index}"] = fifo = Fifo(8 * self.cfg.port_bytes, FETCH_BEATS)
+        m.submodules[f"bursts_{index}"] = bursts = Fifo(burst, LANE_BURSTS)
         credit = Signal(range(FETCH_BEATS + 1), init=FETCH_BEATS, name=f"credit_{index}")
         count = Signal(BLOCK_BITS, name=f"count_{index}")
         end, there = Signal(name=f"end_{index}"), Signal(name=f"there_{index}")
@@ -390,7 +388,7 @@ class Fetch(wiring.Component):
     def gather(self, m, head, lanes):
         """The beats of the oldest burst that is not K or V, then of the next."""
         # No path leads from who takes a beat, which its tag decides, back to the ports' FIFOs.
-        m.submodules.gathered = gathered = Fifo(fetch_beat(self.cfg), 2, block=False)
+        m.submodules.gathered = gathered = Fifo(fetch_beat(self.cfg), 2)
         connect(m, gathered.o, flipped(self.out))
         out = gathered.i
         valid, beat, end, take = zip(*lanes)

@@ -171,7 +171,7 @@ class Dealer(wiring.Component):
         cfg, block = self.cfg, self.blocks.payload
         lane_bits = _log2(cfg.ports)
         dealt = data.StructLayout({"port": lane_bits, "end": 1, "block": _block(cfg)})
-        m.submodules.dealt = waiting = Fifo(dealt, DEALT, block=False)
+        m.submodules.dealt = waiting = Fifo(dealt, DEALT)
         t = Signal(_log2(_positions(cfg)) + 1)  # of the next burst's first beat
         j = Signal(8)
         whole, part = Signal(5), Signal(4)  # positions of a burst, chunks besides
@@ -265,9 +265,9 @@ class Lane(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         banks = _log2(self.cfg.ports)
-        m.submodules.queue = queue = Fifo(_job(self.cfg), 4, block=False)
+        m.submodules.queue = queue = Fifo(_job(self.cfg), 4)
         # No path leads through the choice of banks to who reads memory.
-        m.submodules.arrived = arrived = Fifo(kv_beat(self.cfg), 2, block=False)
+        m.submodules.arrived = arrived = Fifo(kv_beat(self.cfg), 2)
         connect(m, flipped(self.jobs), queue.i)
         connect(m, flipped(self.beats), arrived.i)
         job, beat = Signal(_job(self.cfg)), arrived.o.payload
@@ -509,13 +509,13 @@ class KvBuffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         cfg = self.cfg
-        m.submodules.commands = commands = Fifo(kv_command(cfg), COMMANDS, block=False)
+        m.submodules.commands = commands = Fifo(kv_command(cfg), COMMANDS)
         m.submodules.allocator = allocator = Allocator(cfg)
         m.submodules.filler = filler = Filler(cfg)
-        m.submodules.blocks = blocks = Fifo(_block(cfg), BLOCKS, block=False)
+        m.submodules.blocks = blocks = Fifo(_block(cfg), BLOCKS)
         m.submodules.drainer = drainer = Drainer(cfg)
         # No path leads from who takes the words to the drainer's stages.
-        m.submodules.drained = drained = Fifo(8 * cfg.word_bytes, 2, block=False)
+        m.submodules.drained = drained = Fifo(8 * cfg.word_bytes, 2)
         connect(m, flipped(self.cmd), commands.i)
         connect(m, commands.o, allocator.i)
         connect(m, allocator.o, filler.blocks)

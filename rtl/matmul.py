@@ -566,9 +566,7 @@ class MatmulEngine(wiring.Component):
         cfg = self.cfg
         m.submodules.array = array = SystolicArray(cfg)
         m.submodules.accumulators = accumulators = Accumulators(cfg)
-        m.submodules.multipliers = queue = Fifo(
-            unsigned(8 * cfg.word_bytes), MULTIPLIER_WORDS, block=False
-        )
+        m.submodules.multipliers = queue = Fifo(unsigned(8 * cfg.word_bytes), MULTIPLIER_WORDS)
         wiring.connect(m, loader.multipliers, queue.i)
         wiring.connect(m, queue.o, drain.multipliers)
         wait = Issue.LATENCY - Loader.LATENCY

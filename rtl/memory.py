@@ -7,7 +7,16 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["ULTRA", "Fifo", "Ram", "Rom", "read_port", "write_port"]
+__all__ = [
+    "ULTRA",
+    "Fifo",
+    "Ram",
+    "Rom",
+    "read_port",
+    "share_reads",
+    "share_writes",
+    "write_port",
+]
 
 ULTRA = "ultra"
 
@@ -26,6 +35,33 @@ def write_port(addr_bits: int, data_bits: int) -> wiring.Signature:
     )
 
 
+def share_writes(m: Module, memory, *ports) -> None:
+    """Several units write one memory, one of them in a cycle: the first whose ``en`` is high.
+
+    memory : a memory's write port; ports : of the units, the first before the others. Nobody is
+    told to wait: the units never write at once, or may lose the write.
+    """
+    _select(m, memory, ports, write=True)
+
+
+def share_reads(m: Module, memory, *ports) -> None:
+    """Several units read one memory, one of them in a cycle: the first whose ``en`` is high.
+
+    memory : a memory's read port; ports : of the units, the first before the others. All see the
+    data, which stay as long as none of them reads.
+    """
+    _select(m, memory, ports, write=False)
+    m.d.comb += [port.data.eq(memory.data) for port in ports]
+
+
+def _select(m: Module, memory, ports, *, write: bool) -> None:
+    for number, port in enumerate(ports):
+        with m.If(port.en) if number == 0 else m.Elif(port.en):
+            m.d.comb += [memory.en.eq(1), memory.addr.eq(port.addr)]
+            if write:
+                m.d.comb += memory.data.eq(port.data)
+
+
 class Ram(wiring.Component):
     """One write port, one read port, both synchronous; a read in the cycle of a write is old data.
 
@@ -40,6 +76,12 @@ class Ram(wiring.Component):
     read_units, write_units : units per access of each port, powers of two
     comb : read asynchronously (small memories: becomes LUT RAM, not block RAM)
     ultra : made of UltraRAM
+
+    Members
+    -------
+    r : read_port, in; ``data`` are there a cycle after ``en`` (``comb``: at once); one read per
+        cycle
+    w : write_port, in; one write per cycle
     """
 
     def __init__(
@@ -90,7 +132,13 @@ class Ram(wiring.Component):
 
 
 class Rom(wiring.Component):
-    """``data`` is ``table[addr]``, combinational: becomes LUTs."""
+    """A table of constants: becomes LUTs.
+
+    Members
+    -------
+    addr : in, index of an entry of ``table``
+    data : out, that entry, ``width`` bits, combinational
+    """
 
     def __init__(self, table, width: int):
         self.table = [int(v) for v in table]
@@ -114,14 +162,18 @@ class Rom(wiring.Component):
 class Fifo(wiring.Component):
     """A queue of ``depth`` entries (a power of two) of ``shape`` between two streams.
 
-    First-word latency 2 cycles, throughput one entry per cycle. ``level`` counts the entries that
-    have been taken in and not yet handed out. ``block=False`` makes a small one out of LUT RAM.
+    First-word latency 2 cycles, throughput one entry per cycle.
+
+    Members
+    -------
+    i, o : streams of ``shape``, in and out
+    level : out, entries that have been taken in and not yet handed out
     """
 
-    def __init__(self, shape, depth: int, *, block=True, ultra=False):
+    def __init__(self, shape, depth: int, *, ultra=False):
         if depth & (depth - 1) or depth < 2:
             raise ValueError(f"FIFO depth {depth} is not a power of two of at least 2")
-        self.shape, self.depth, self.block, self.ultra = shape, depth, block, ultra
+        self.shape, self.depth, self.ultra = shape, depth, ultra
         super().__init__(
             {
                 "i": In(stream.Signature(shape)),

@@ -368,8 +368,8 @@ class SdramMemory(wiring.Component):
         """The streams of what is to be written, and where."""
         axi = self.axi_0
         word = data.StructLayout({"data": 8 * BEAT, "strobe": BEAT})
-        m.submodules.writes = requests = Fifo(self.request, 2, block=False)
-        m.submodules.words = words = Fifo(word, 2, block=False)
+        m.submodules.writes = requests = Fifo(self.request, 2)
+        m.submodules.words = words = Fifo(word, 2)
         m.d.comb += [
             requests.i.valid.eq(axi.awvalid),
             requests.i.payload.addr.eq(axi.awaddr >> (BEAT - 1).bit_length()),
@@ -386,7 +386,7 @@ class SdramMemory(wiring.Component):
         """The stream of bursts for whose answers there is room; those go back to the port."""
         axi = (self.axi_0, self.axi_1)[port]
         beat = data.StructLayout({"data": unsigned(8 * BEAT), "last": 1})
-        m.submodules[f"reads_{port}"] = requests = Fifo(self.request, 2, block=False)
+        m.submodules[f"reads_{port}"] = requests = Fifo(self.request, 2)
         m.submodules[f"fifo_{port}"] = fifo = Fifo(beat, FIFO_BEATS)
         room = Signal(name=f"room_{port}")
         granted = stream.Signature(self.request).create(path=(f"granted_{port}",))

@@ -517,7 +517,7 @@ class VectorUnit(wiring.Component):
         """Stage RESULT: to IN, or as beats to the Writer; saturations are counted."""
         cfg, command = self.cfg, issue.command
         s_valid, s_tag = valid[RESULT], tag[RESULT]
-        m.submodules.fifo = fifo = Fifo(write_beat(cfg), BEATS, block=False)
+        m.submodules.fifo = fifo = Fifo(write_beat(cfg), BEATS)
         m.submodules.address = active(address := CacheAddress(cfg))
         for name in ("v_offset", "kv_head", "scale_head", "row"):
             m.d.comb += getattr(address, name).eq(getattr(self, name))

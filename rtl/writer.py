@@ -56,8 +56,8 @@ class Collector(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.bursts = bursts = Fifo(burst(self.cfg), BURSTS, block=False)
-        m.submodules.beats = beats = Fifo(_collected(self.cfg), BEATS, block=False)
+        m.submodules.bursts = bursts = Fifo(burst(self.cfg), BURSTS)
+        m.submodules.beats = beats = Fifo(_collected(self.cfg), BEATS)
         connect(m, bursts.o, flipped(self.bursts))
         connect(m, beats.o, flipped(self.beats))
         i, low = self.i, beat_bits(self.cfg)

@@ -1,0 +1,111 @@
+"""The registers behind the control port."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from tokenfabric.core import registers
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.rtl.axi import lite
+from tokenfabric.rtl.control import RegisterPort, register_values
+
+__all__ = ["COMMANDS", "WRITTEN", "Registers", "live_names"]
+
+GROUP = 64  # bytes of registers that are read by one multiplexer
+COMMANDS = ("start", "stop", "reset")  # bits of CONTROL
+# Those that the host writes, and what they hold before: no watchdog period is too short to start,
+# and nothing has ended that the host has not seen.
+WRITTEN = {
+    "WINDOW_BASE": 0,
+    "WINDOW_SIZE": 0,
+    "JOB_BASE": 0,
+    "JOB_SIZE": 0,
+    "WATCHDOG": 1 << 20,
+    "SEEN": 1 << 31,
+}
+
+
+def live_names(cfg: FabricConfig) -> list[str]:
+    """Registers that show what the fabric does."""
+    counters = [f"{name}_{half}" for name, _ in registers.COUNTERS for half in ("LO", "HI")]
+    beats = [*(f"READ_BEATS_{p}" for p in range(cfg.ports)), "WRITE_BEATS"]
+    return ["STATUS", "ERROR", "PC", "RING_BASE", "RING_HEAD", *counters, *beats]
+
+
+class Registers(wiring.Component):
+    """``registers.REGISTERS`` on an AXI4-Lite port: one access at a time, never an error response.
+
+    A register written has its value two cycles after address and data were taken. What is read is
+    what ``live`` was three cycles before the response; reads of what does not exist give 0.
+
+    Members
+    -------
+    bus : AXI4-Lite slave
+    live : in, 32 bits for each of ``live_names``, by name
+    written : out, 32 bits for each of WRITTEN, by name
+    start, stop, reset : out, strobes: the bits of a word written to CONTROL
+    sat_class : out, of the counter that is asked for, combinational
+    sat_count : in, that counter, in the cycle of ``sat_class``
+    """
+
+    def __init__(self, cfg: FabricConfig):
+        self.fingerprint = int(cfg.fingerprint, 16)
+        written = {name: Out(32, init=init) for name, init in WRITTEN.items()}
+        super().__init__(
+            {
+                "bus": In(lite(RegisterPort.ADDR_BITS)),
+                "live": In(wiring.Signature({name: Out(32) for name in live_names(cfg)})),
+                "written": Out(wiring.Signature(written)),
+                **{name: Out(1) for name in COMMANDS},
+                "sat_class": Out(4),
+                "sat_count": In(32),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.port = port = RegisterPort()
+        wiring.connect(m, wiring.flipped(self.bus), port.bus)
+        first = registers.offset("SATURATED_0")
+        saturated = Signal(32)
+        m.d.comb += self.sat_class.eq((port.read_addr - first) >> 2)
+        m.d.sync += [saturated.eq(self.sat_count), port.read_data.eq(0)]
+        # The register within each group of GROUP bytes, then the group.
+        within = (GROUP - 1).bit_length()
+        for number, values in self._groups().items():
+            chosen = Signal(32, name=f"group_{number}")
+            m.d.sync += chosen.eq(0)
+            with m.Switch(port.read_addr[:within]):
+                for offset, value in values:
+                    with m.Case(offset):
+                        m.d.sync += chosen.eq(value)
+            with m.If(port.read_addr[within:] == number):
+                m.d.sync += port.read_data.eq(chosen)
+        with m.If(port.read_addr >= first):
+            m.d.sync += port.read_data.eq(saturated)
+        commands = [getattr(self, name) for name in COMMANDS]
+        m.d.sync += [command.eq(0) for command in commands]
+        with m.If(port.write_en):
+            with m.Switch(port.write_addr):
+                with m.Case(registers.offset("CONTROL")):
+                    m.d.sync += [command.eq(bit) for command, bit in zip(commands, port.write_data)]
+                for name in WRITTEN:
+                    with m.Case(registers.offset(name)):
+                        m.d.sync += getattr(self.written, name).eq(port.write_data)
+        return m
+
+    def _groups(self) -> dict[int, list]:
+        """By group, the offsets in it and what they read."""
+        live = {name: getattr(self.live, name) for name in self.live.signature.members}
+        live |= {name: getattr(self.written, name) for name in WRITTEN}
+        fixed = {
+            "IDENT": registers.IDENT,
+            "ABI": registers.ABI_VERSION,
+            "FINGERPRINT_LO": self.fingerprint & 0xFFFFFFFF,
+            "FINGERPRINT_HI": self.fingerprint >> 32,
+        }
+        groups: dict[int, list] = {}
+        for offset, value in register_values(fixed, live):
+            groups.setdefault(offset // GROUP, []).append((offset % GROUP, value))
+        return groups

@@ -1,0 +1,86 @@
+"""Registers on their AXI4-Lite port against a dict of them, with random stalls."""
+
+import numpy as np
+from streams import simulate
+from tokenfabric.core import registers
+from tokenfabric.core.config import preset
+from tokenfabric.rtl.registers import WRITTEN, Registers, live_names
+
+CFG = preset("tiny")
+OFFSETS = {register.name: register.offset for register in registers.REGISTERS}
+COUNTS = [1000 + n for n in range(registers.SATURATION_COUNTERS)]
+
+
+async def stall(ctx, rng):
+    await ctx.tick().repeat(int(rng.integers(1, 4)))
+
+
+async def write(ctx, bus, rng, offset, value, strobes=15):
+    await stall(ctx, rng)
+    ctx.set(bus.awaddr, offset)
+    ctx.set(bus.wdata, value)
+    ctx.set(bus.wstrb, strobes)
+    ctx.set(bus.awvalid, 1)
+    ctx.set(bus.wvalid, 1)
+    await ctx.tick().until(bus.awready & bus.wready)
+    ctx.set(bus.awvalid, 0)
+    ctx.set(bus.wvalid, 0)
+    await stall(ctx, rng)
+    ctx.set(bus.bready, 1)
+    await ctx.tick().until(bus.bvalid)
+    ctx.set(bus.bready, 0)
+
+
+async def read(ctx, bus, rng, offset):
+    await stall(ctx, rng)
+    ctx.set(bus.araddr, offset)
+    ctx.set(bus.arvalid, 1)
+    await ctx.tick().until(bus.arready)
+    ctx.set(bus.arvalid, 0)
+    await stall(ctx, rng)
+    ctx.set(bus.rready, 1)
+    (value,) = await ctx.tick().sample(bus.rdata).until(bus.rvalid)
+    ctx.set(bus.rready, 0)
+    return value
+
+
+def test_registers():
+    rng, dut, commands = np.random.default_rng(2), Registers(CFG), []
+    live = {name: int(rng.integers(1 << 32)) for name in live_names(CFG)}
+    fingerprint = int(CFG.fingerprint, 16)
+    model = {name: 0 for name in OFFSETS} | live | WRITTEN
+    model |= {"IDENT": registers.IDENT, "ABI": registers.ABI_VERSION}
+    model |= {"FINGERPRINT_LO": fingerprint & 0xFFFFFFFF, "FINGERPRINT_HI": fingerprint >> 32}
+    model |= {f"SATURATED_{n}": count for n, count in enumerate(COUNTS)}
+
+    async def counters(ctx):
+        async for klass in ctx.changed(dut.sat_class):
+            ctx.set(dut.sat_count, COUNTS[klass[0]])
+
+    async def strobes(ctx):
+        async for _, _, *bits in ctx.tick().sample(dut.start, dut.stop, dut.reset):
+            if any(bits):
+                commands.append(bits)
+
+    async def bench(ctx):
+        for name, value in live.items():
+            ctx.set(getattr(dut.live, name), value)
+        asked = []
+        for _ in range(3):
+            for name in (list(OFFSETS)[i] for i in rng.permutation(len(OFFSETS))):
+                assert await read(ctx, dut.bus, rng, OFFSETS[name]) == model[name], name
+                other = list(OFFSETS)[rng.integers(len(OFFSETS))]  # read-only ones, too
+                value, whole = int(rng.integers(1 << 32)), bool(rng.integers(4))
+                await write(ctx, dut.bus, rng, OFFSETS[other], value, 15 if whole else 7)
+                if whole and other in WRITTEN:
+                    model[other] = value
+                if whole and other == "CONTROL" and value & 7:
+                    asked.append([value >> bit & 1 for bit in range(3)])
+                name = list(WRITTEN)[rng.integers(len(WRITTEN))]
+                assert ctx.get(getattr(dut.written, name)) == model[name]
+            await write(ctx, dut.bus, rng, OFFSETS["CONTROL"], 5)
+            asked.append([1, 0, 1])
+        await ctx.tick().repeat(3)
+        assert commands == asked
+
+    simulate(dut, [bench], background=[counters, strobes])
