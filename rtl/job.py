@@ -9,6 +9,7 @@ from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.isa import Unit
 from tokenfabric.core.registers import Error
 from tokenfabric.rtl.array import array_commands
+from tokenfabric.rtl.descriptor import Descriptor, ProgramMemory, descriptor_layout
 from tokenfabric.rtl.layouts import (
     count_shape,
     fetch_command,
@@ -20,7 +21,8 @@ from tokenfabric.rtl.layouts import (
 )
 from tokenfabric.rtl.memory import Fifo, share_writes
 from tokenfabric.rtl.rows import RowTable, WantTable, want_entry
-from tokenfabric.rtl.sequencer import Descriptor, Issue, ProgramMemory, Steps, descriptor_layout
+from tokenfabric.rtl.sequencer import InstructionIssue
+from tokenfabric.rtl.steps import Steps
 
 __all__ = ["Job"]
 
@@ -28,7 +30,8 @@ __all__ = ["Job"]
 class Job(wiring.Component):
     """Runs a job: loads it, goes from step to step, and issues the instructions of each.
 
-    Latency and throughput: see Steps and Issue; a command for Fetch takes two cycles more.
+    Latency and throughput: see Steps and InstructionIssue; a command for Fetch takes two cycles
+    more.
 
     Parameters
     ----------
@@ -105,7 +108,7 @@ class Job(wiring.Component):
         m.submodules.descriptor = descriptor = Descriptor(cfg)
         m.submodules.program = program = ProgramMemory(cfg)
         m.submodules.steps = steps = Steps(cfg)
-        m.submodules.issue = issue = Issue(cfg)
+        m.submodules.issue = issue = InstructionIssue(cfg)
         # What the steps ask for depends on much: it waits a little for its turn.
         m.submodules.requests = requests = Fifo(fetch_command(cfg), 2)
         connect(m, steps.fetch, requests.i)
@@ -143,7 +146,9 @@ class Job(wiring.Component):
         self._tables(m, descriptor, steps, issue)
         return m
 
-    def _tables(self, m: Module, descriptor: Descriptor, steps: Steps, issue: Issue) -> None:
+    def _tables(
+        self, m: Module, descriptor: Descriptor, steps: Steps, issue: InstructionIssue
+    ) -> None:
         m.submodules.rows = rows = RowTable(self.cfg, 1 + self.row_readers)
         m.submodules.wants = wants = WantTable(self.cfg, 1 + self.want_readers)
         share_writes(m, rows.w, descriptor.rows_w, steps.rows_w)

@@ -14,7 +14,17 @@ from tokenfabric.core import isa
 from tokenfabric.core.config import PRESETS, preset
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.hazards import InFlight, conflict, overlap
-from tokenfabric.core.isa import OPERATIONS, Access, Dest, Instruction, Memory, Op, RowFlag, Unit
+from tokenfabric.core.isa import (
+    OPERATIONS,
+    Access,
+    Dest,
+    Instruction,
+    Memory,
+    Op,
+    Part,
+    RowFlag,
+    Unit,
+)
 from tokenfabric.core.shape import NAMED_SHAPES
 from tokenfabric.host.device import load, put_job, run
 from tokenfabric.quant.qmodel import QModel
@@ -288,3 +298,55 @@ def test_the_golden_device_of_the_watch_is_the_real_one():
     """The watch hooks the handlers by name: a renamed one must not go unwatched."""
     for op in Op:
         assert op is Op.END or callable(getattr(GoldenDevice, f"_{op.name.lower()}"))
+
+
+# --- what the sequencer keeps apart, whatever a program says --------------------------------------
+
+ARRAY, VECTOR, WRITER, ATTENTION, EMBED = Unit
+# Written out by hand from the hardware, with the reason, so that a part that is left out of the
+# table of operations is missed here.
+SHARED = {
+    Op.LOAD: ARRAY | ATTENTION,  # attention commands the same engine
+    Op.EMBED: EMBED | ARRAY | ATTENTION,  # all three send chunks through Requantize
+    Op.NORM: VECTOR,
+    Op.MATMUL: ARRAY | ATTENTION | EMBED,  # the engine, and Requantize behind it
+    Op.ROPE: VECTOR | ATTENTION,  # both write IN through its one port
+    Op.APPEND: VECTOR | ATTENTION,  # the cache that attention reads
+    Op.ATTEND: ATTENTION | ARRAY | EMBED | VECTOR | WRITER,  # all of these, and writes on their way
+    Op.SWIGLU: VECTOR,
+    Op.END: ARRAY | VECTOR | ATTENTION | EMBED,  # rows change: nobody may still look at them
+}
+
+
+@pytest.mark.parametrize("op", Op)
+def test_operations_that_share_hardware_wait_for_each_other(op):
+    assert isa.shares(op) == SHARED[op]
+
+
+# Whoever shares this one with it shares another one, too.
+TWICE = {(Op.MATMUL, Part.ENGINE)}
+PARTS = [(op, part) for op in Op for part in sorted(OPERATIONS[op].parts, key=lambda p: p.name)]
+
+
+@pytest.mark.parametrize(("op", "part"), PARTS)
+def test_a_part_left_out_of_the_table_is_missed(op, part, monkeypatch):
+    """Each part of each row, taken away by itself, changes what somebody waits for."""
+    whole = OPERATIONS[op]
+    monkeypatch.setitem(OPERATIONS, op, replace(whole, parts=whole.parts - {part}))
+    missed = any(isa.shares(other) != SHARED[other] for other in Op)
+    assert missed == ((op, part) not in TWICE)
+
+
+def test_units_are_those_that_the_hardware_has_for_them():
+    assert {unit: set(isa.operations_of(unit)) for unit in Unit} == {
+        ARRAY: {Op.LOAD, Op.MATMUL},
+        VECTOR: {Op.NORM, Op.ROPE, Op.APPEND, Op.SWIGLU},
+        WRITER: set(),
+        ATTENTION: {Op.ATTEND},
+        EMBED: {Op.EMBED},
+    }
+
+
+def test_writes_on_their_way_left_out_of_the_table_are_missed(monkeypatch):
+    monkeypatch.setitem(OPERATIONS, Op.APPEND, replace(OPERATIONS[Op.APPEND], through=Unit(0)))
+    assert isa.shares(Op.ATTEND) != SHARED[Op.ATTEND]

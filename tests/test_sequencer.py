@@ -11,10 +11,11 @@ from tokenfabric.core.config import preset
 from tokenfabric.core.fixed import ceil_div, saturate
 from tokenfabric.core.isa import Dest, Instruction, Op, Unit
 from tokenfabric.rtl.attention import AttentionPlan
+from tokenfabric.rtl.descriptor import Descriptor
 from tokenfabric.rtl.embed import Embed
 from tokenfabric.rtl.layouts import BeatTag, MatmulDest, MatmulKind
 from tokenfabric.rtl.rows import RowTable
-from tokenfabric.rtl.sequencer import Descriptor, Issue
+from tokenfabric.rtl.sequencer import InstructionIssue
 from tokenfabric.sim.golden import GoldenDevice
 
 TINY, WIDE = preset("tiny"), preset("pynq-z2")
@@ -255,7 +256,7 @@ class Units:
         self.cfg, self.rows, self.wanted = cfg, rows, list(wanted)
         self.program = [int.from_bytes(data, "little") for data in program]
         self.words = len(program) if words is None else words
-        self.dut, self.busy_cycles = Issue(cfg), busy_cycles
+        self.dut, self.busy_cycles = InstructionIssue(cfg), busy_cycles
         self.issued, self.tables = [], []  # (op or command, busy units then); table entries
         self.busy_until = dict.fromkeys(Unit, 0)
         self.done = self.illegal = False
@@ -333,13 +334,13 @@ def test_instructions_wait_for_their_unit_and_their_mask(busy_cycles):
     ]
     units = Units(TINY, encoded(*program), busy_cycles=busy_cycles).run()
     assert units.done and units.pc == len(program) - 1
-    assert not units.busy_at_end & Issue.SHARES[Op.END]
+    assert not units.busy_at_end & isa.shares(Op.END)
     own = {Op.EMBED: Unit.EMBED, Op.LOAD: Unit.ARRAY, Op.MATMUL: Unit.ARRAY}
     own[Op.ATTEND] = Unit.ATTENTION
     assert len(units.issued) == len(program) - 1
     for instruction, (payload, busy) in zip(program, units.issued):
         assert not busy & (instruction.wait | own.get(instruction.op, Unit.VECTOR))
-        assert not busy & Issue.SHARES[instruction.op]
+        assert not busy & isa.shares(instruction.op)
         if instruction.op in (Op.LOAD, Op.MATMUL):
             load = instruction.op is Op.LOAD
             assert payload.kind == (MatmulKind.LOAD if load else MatmulKind.STREAM)
