@@ -19,7 +19,7 @@ ACT = signed(ops.ACT_BITS)
 
 
 class Operands(wiring.Component):
-    """From what the memories gave to what the lanes multiply, LATENCY cycles later.
+    """From what the memories gave to what the lanes multiply, LATENCY cycles later, one per cycle.
 
     NORM: the residual values, shifted and saturated (first pass: by themselves; second: by r).
     SWIGLU: gate, its sigmoid, and up. ROPE and first pass of APPEND: x, cos, and the other one of
@@ -27,9 +27,13 @@ class Operands(wiring.Component):
 
     Members
     -------
-    norm, swiglu, append, in_shift, align, out_shift : in, from the instruction
-    tag, res, out, param, rope, head, factor : in, a chunk and what belongs to it
-    a, b, a2, c, shift1, shift2 : out, for :class:`Lanes`
+    norm, swiglu, append : in, 1 bit each: which instruction runs; none of them is ROPE
+    in_shift, align, out_shift : in, 6 bits each, of the instruction
+    tag : in, ``tag_layout``: the chunk
+    res : in, C signed 32-bit values; out : in, 2C signed 16-bit values (SWIGLU: gate and up)
+    param, rope, head : in, C signed 16-bit values: gains, cos and sin in turn, K minus its mean
+    factor : in, ``factor_layout``: of the chunk's item
+    a, b, a2, c, shift1, shift2 : out, as :class:`Lanes` has them
     """
 
     LATENCY = OPERANDS - DATA

@@ -57,10 +57,10 @@ OPERATIONS = {"norm": Op.NORM, "rope": Op.ROPE, "append": Op.APPEND, "swiglu": O
 class VectorCommand(wiring.Component):
     """Holds the instruction that runs: from its command to the start of the walks, and to the end.
 
-    One instruction at a time. ``start`` comes in the cycle after ``cmd`` was taken; for APPEND later
-    by a cycle for each head: V's heads stand behind K's, and counting needs no multiplier. The next
-    ``cmd`` is taken DRAIN cycles after ``done``, or in the cycle after the last in which there were
-    beats left, if that is later.
+    One instruction at a time. ``start`` comes in the cycle after ``cmd`` was taken, and with APPEND
+    one cycle later for each head: V's heads stand behind K's, and counting needs no multiplier. The
+    next ``cmd`` is taken DRAIN cycles after ``done``, or in the cycle after the last in which there
+    were beats left, if that is later.
 
     Members
     -------
