@@ -6,8 +6,10 @@ from amaranth.sim import Simulator
 from tokenfabric.core import ops
 from tokenfabric.core.config import preset
 from tokenfabric.core.fixed import saturate
+from tokenfabric.rtl.argmax import Argmax
 from tokenfabric.rtl.layouts import MatmulDest
-from tokenfabric.rtl.writeback import Argmax, LogitsWriter, SaturationCounter, Writeback, in_flight
+from tokenfabric.rtl.logits import LogitsWriter, in_flight
+from tokenfabric.rtl.writeback import SaturationCounter, Writeback
 
 CFG = preset("tiny")
 COLS = CFG.cols
