@@ -136,12 +136,13 @@ def test_parameters_are_written_one_after_another():
                 ctx.set(dut.word, word)
                 ctx.set(dut.valid, valid := int(rng.integers(2)))
                 await ctx.tick()
+                ctx.set(dut.valid, 0)  # registered: what comes now does not matter
+                ctx.set(dut.word, 0)
                 assert ctx.get(dut.w.en) == valid
                 if valid:
                     assert ctx.get(dut.w.addr) == (param + addr) % (1 << len(dut.w.addr))
                     assert ctx.get(dut.w.data) == word
                     addr += step
-            ctx.set(dut.valid, 0)
 
     run(dut, bench)
 
