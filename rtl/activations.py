@@ -41,6 +41,7 @@ class ActivationIssue(wiring.Component):
     """
 
     LATENCY = 3
+    ROOM_LATENCY = 1  # from ``room`` to a column-block that begins by it
 
     def __init__(self, cfg: FabricConfig):
         self.cfg = cfg
@@ -75,7 +76,7 @@ class ActivationIssue(wiring.Component):
         is_v = cmd.kind == MatmulKind.V
         new_tile = Signal(init=1)  # index == 0
         new_block = new_tile & loops.first_inner
-        full, no_room = Signal(), Signal()  # for logits; no_room is late by a cycle
+        full, no_room = Signal(), Signal()  # for logits; no_room is late by ROOM_LATENCY
         end_row = Signal.like(self.index)
         last_row = self.index == end_row
         offset = Signal(CHUNK_BITS)  # of the row-block in the row, in chunks

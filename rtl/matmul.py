@@ -31,7 +31,7 @@ from tokenfabric.rtl.systolic import SystolicArray, array_latency
 from tokenfabric.rtl.tileloader import TileLoader
 from tokenfabric.rtl.tileloops import address_bits
 
-__all__ = ["MatmulEngine", "RowTables"]
+__all__ = ["MatmulEngine", "RowTables", "result_latency"]
 
 MULTIPLIER_WORDS = 8  # waiting for their sums: each column-block takes at least four cycles
 
@@ -95,6 +95,12 @@ class RowTables(wiring.Component):
         return m
 
 
+def result_latency(cfg: FabricConfig) -> int:
+    """Cycles from the last of a row's activations entering (``going``) to its ``result_valid``."""
+    in_array = array_latency(cfg) - 1  # a psum comes one cycle after it was announced
+    return ActivationIssue.LATENCY + in_array + Accumulators.LATENCY + Drain.LATENCY
+
+
 class MatmulEngine(wiring.Component):
     """Runs the commands of docs/microarchitecture.md, one at a time.
 
@@ -122,8 +128,7 @@ class MatmulEngine(wiring.Component):
 
     def __init__(self, cfg: FabricConfig):
         self.cfg = cfg
-        in_array = ActivationIssue.LATENCY - 1 + array_latency(cfg) - 1
-        self.DRAIN = in_array + Accumulators.LATENCY + Drain.LATENCY + 1
+        self.DRAIN = result_latency(cfg)
         word = stream.Signature(unsigned(8 * cfg.word_bytes))
         block = cfg.rows * ACT_BITS
         super().__init__(
