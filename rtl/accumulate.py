@@ -25,7 +25,11 @@ class Accumulators(wiring.Component):
     LATENCY cycles after valid) and leaves the accumulator as it was. One addition per cycle; the
     same ``addr`` again after ``REVISIT`` cycles at the earliest.
 
-    Members: ``valid``, ``addr``, ``first``, ``last``, ``psum`` (In); ``out_valid``, ``sums`` (Out).
+    Members
+    -------
+    valid, first, last : in, 1 bit each; addr : in, 0 .. acc_words - 1
+    psum : in, C signed partial sums, one cycle later
+    out_valid : out, 1 bit; sums : out, ``sums_layout``
     """
 
     LATENCY = 2

@@ -10,7 +10,7 @@ from tokenfabric.rtl.mac import multiply
 from tokenfabric.rtl.memory import Rom
 from tokenfabric.rtl.pipeline import delay
 
-__all__ = ["Lane", "Lanes", "ShiftRound", "Sigmoid", "clamp"]
+__all__ = ["Lanes", "ShiftRound", "Sigmoid", "VectorLane", "clamp"]
 
 A_BITS = 18  # operands of the first multiplier
 B_BITS = 25
@@ -37,6 +37,10 @@ class ShiftRound(wiring.Component):
     Parameters
     ----------
     bits : of x and y, both signed
+
+    Members
+    -------
+    x : in, signed; n : in, 6 bits; y : out, signed
     """
 
     LATENCY = 3
@@ -64,6 +68,10 @@ class Sigmoid(wiring.Component):
     """``s = ops.sigmoid(x, align)``, LATENCY cycles later, one per cycle; ``align`` is constant.
 
     No multiplier: the 11 x 9 bits of the interpolation are added up in LUTs.
+
+    Members
+    -------
+    x : in, signed 16 bits; align : in, 6 bits; s : out, 16 bits, unsigned
     """
 
     LATENCY = 7
@@ -122,8 +130,20 @@ class Sigmoid(wiring.Component):
         return m
 
 
-class Lane(wiring.Component):
-    """One lane of :class:`Lanes`; ``s<n>_`` inputs are due n cycles after the operands."""
+class VectorLane(wiring.Component):
+    """One lane of :class:`Lanes`, with the same latencies; a set of operands per cycle.
+
+    What all lanes have in common comes ready-made: ``s<n>_`` inputs are due n cycles after the
+    operands. Half: what rounding adds before the shift.
+
+    Members
+    -------
+    a, b, a2, c : in, signed 18, 25, 16 and 17 bits
+    s1_half, s2_shift : in, 39 and 5 bits: half of the first shift, and that shift
+    s4_add, s4_half : in, 1 and 38 bits: ``add``, and half of the second shift
+    s7_shift : in, 6 bits: the second shift
+    product, y, saturated : out, signed 40 and 16 bits, and 1 bit
+    """
 
     def __init__(self):
         super().__init__(
@@ -198,8 +218,8 @@ class Lanes(wiring.Component):
     Members
     -------
     a, b, a2, c : in, signed 18, 25, 16 and 17 bits: registers, to be absorbed by the multipliers
-    add, shift1, shift2 : in, controls
-    product, y, saturated : out
+    add, shift1, shift2 : in, 1, 5 and 6 bits: controls
+    product, y, saturated : out, signed 40 and 16 bits, and 1 bit, of each lane
     """
 
     PRODUCT_LATENCY = 2
@@ -230,15 +250,14 @@ class Lanes(wiring.Component):
         early = self.add & (self.shift1 == 0)  # shift2 rounds t + a2 * c: half is added to t
         m.d.sync += [
             s1_half.eq((1 << Mux(early, self.shift2[:5], self.shift1)) >> 1),
-            s1_shift2.eq(
-                Mux(self.shift2 < SUM_BITS - 1, self.shift2, SUM_BITS - 1)
-            ),  # 0 from there
+            # From SUM_BITS - 1 on, all that is left is 0.
+            s1_shift2.eq(Mux(self.shift2 < SUM_BITS - 1, self.shift2, SUM_BITS - 1)),
             s4_half.eq((1 << delay(m, s1_shift2, 2, "half")) >> 1),
         ]
         s2_shift, s4_add = delay(m, self.shift1, 2, "shift1"), delay(m, self.add, 4, "add")
         s7_shift = delay(m, s1_shift2, 6, "shift2")
         for i in range(self.cols):
-            m.submodules[f"lane{i}"] = lane = Lane()
+            m.submodules[f"lane{i}"] = lane = VectorLane()
             m.d.comb += [
                 lane.a.eq(self.a[i]),
                 lane.b.eq(self.b[i]),

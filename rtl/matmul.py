@@ -1,20 +1,22 @@
 """MatmulEngine: products of a few rows with weights that stream by.
 
-Four parts in a row: :class:`Loader` brings tiles to the array, :class:`Issue` the activations,
-SystolicArray and Accumulators do the sums, :class:`Drain` takes the complete ones to Requantize.
+Four parts in a row: :class:`TileLoader` brings tiles to the array, :class:`ActivationIssue` the
+activations, SystolicArray and Accumulators do the sums, :class:`Drain` takes the complete ones to
+Requantize.
 """
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
+from amaranth.hdl import Cat, Module, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.ops import ACT_BITS, MULT_BITS
-from tokenfabric.rtl.accumulate import Accumulators, sums_layout
+from tokenfabric.rtl.accumulate import Accumulators
+from tokenfabric.rtl.activationissue import ActivationIssue
+from tokenfabric.rtl.drain import Drain
 from tokenfabric.rtl.layouts import (
     CHUNK_BITS,
-    MatmulDest,
     MatmulKind,
     embed_chunk,
     index_shape,
@@ -25,427 +27,78 @@ from tokenfabric.rtl.layouts import (
 )
 from tokenfabric.rtl.memory import Fifo, Ram, read_port, write_port
 from tokenfabric.rtl.pipeline import delays
-from tokenfabric.rtl.requantize import Requantize
 from tokenfabric.rtl.systolic import SystolicArray, array_latency
+from tokenfabric.rtl.tileloader import TileLoader
+from tokenfabric.rtl.tileloops import address_bits
 
-__all__ = ["Drain", "Issue", "Loader", "MatmulEngine"]
+__all__ = ["MatmulEngine", "RowTables", "result_latency"]
 
-COUNT_BITS = 16
 MULTIPLIER_WORDS = 8  # waiting for their sums: each column-block takes at least four cycles
 
 
-def address_bits(chunks: int) -> int:
-    """Address width of a memory of ``chunks`` units."""
-    return max(1, (chunks - 1).bit_length())
+def row_scale_port(cfg: FabricConfig) -> wiring.Signature:
+    """Who writes the multipliers of rows: ``en`` and ``payload``, which says for which row."""
+    return wiring.Signature({"en": Out(1), "payload": Out(row_scale(cfg))})
 
 
-class _Loops(wiring.Component):
-    """The two loops over the tiles of a command: K and STREAM n outer, k inner; V the other way.
+class RowTables(wiring.Component):
+    """Of each row of a command: where it comes from, where it goes, and what multiplies it.
 
-    ``start`` begins anew (``cmd`` must stay until the end), ``step`` goes to the next tile.
-    ``running`` falls after the last. ``first_inner``, ``last_inner`` and ``last_outer`` mark the
-    ends of the loops.
-    """
-
-    def __init__(self, cfg: FabricConfig):
-        super().__init__(
-            {
-                "start": In(1),
-                "step": In(1),
-                "cmd": In(matmul_command(cfg)),
-                "running": Out(1),
-                "inner": Out(COUNT_BITS),
-                "outer": Out(COUNT_BITS),
-                "first_inner": Out(1),
-                "last_inner": Out(1),
-                "last_outer": Out(1),
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        cmd = self.cmd
-        is_v = cmd.kind == MatmulKind.V
-        is_load = cmd.kind == MatmulKind.LOAD
-        inners, outers = Signal(COUNT_BITS), Signal(COUNT_BITS)
-        before_inner, before_outer = Signal(COUNT_BITS), Signal(COUNT_BITS)  # the last but one
-        one_inner = Signal()
-        m.d.comb += [
-            inners.eq(Mux(is_load, 1, Mux(is_v, cmd.n, cmd.k))),
-            outers.eq(Mux(is_v, cmd.k, cmd.n)),
-        ]
-        with m.If(self.start):
-            m.d.sync += [
-                self.running.eq(1),
-                self.inner.eq(0),
-                self.outer.eq(0),
-                before_inner.eq(inners - 2),
-                before_outer.eq(outers - 2),
-                one_inner.eq(inners == 1),
-                self.first_inner.eq(1),
-                self.last_inner.eq(inners == 1),
-                self.last_outer.eq(outers == 1),
-            ]
-        with m.Elif(self.step):
-            m.d.sync += [
-                self.inner.eq(self.inner + 1),
-                self.first_inner.eq(self.last_inner),
-                self.last_inner.eq(self.inner == before_inner),
-            ]
-            with m.If(self.last_inner):
-                m.d.sync += [
-                    self.inner.eq(0),
-                    self.last_inner.eq(one_inner),
-                    self.outer.eq(self.outer + 1),
-                    self.last_outer.eq(self.outer == before_outer),
-                ]
-                with m.If(self.last_outer):
-                    m.d.sync += self.running.eq(0)
-        return m
-
-
-class Loader(wiring.Component):
-    """Takes the words of a command apart: tiles for the array, multipliers, parameters.
-
-    Runs ahead of Issue by one tile: ``loaded`` says that the shadow holds a complete one, ``take``
-    that it is used from this cycle on, in which the next tile's first word may already follow. A
-    word of multipliers is taken as soon as it is next, so while the array is still busy with m > 4
-    rows. For LOAD each word counts as a tile.
+    One write per cycle into each of the two tables; look-ups are combinational (LUT RAM). They see
+    a write in the next cycle. ActivationIssue looks up one row while Drain looks up another.
 
     Members
     -------
-    start, cmd : a command; cmd stays until the end
-    words, kv_words, kv_scales : In, streams
-    take, loaded : handshake with Issue
-    load, load_index, load_rows, word : to the array, LATENCY cycles after the word was taken
-    multipliers : Out, stream of words of uint16: one per group (STREAM) or column-block (K)
-    param_w : Out, write port of PARAM
-    load_done : the last parameter is being written
+    table_w : in, write port of ``table_entry``; row_scale_w : in, ``row_scale_port``
+    src_index : in, a row; src : out, 16 bits, its source in chunks
+    index : in, a row; dst, limit, scale : out, 16 bits, 16 bits, ``row_scale``: the rest about it
     """
-
-    LATENCY = 1
-
-    def __init__(self, cfg: FabricConfig):
-        self.cfg = cfg
-        word = unsigned(8 * cfg.word_bytes)
-        super().__init__(
-            {
-                "start": In(1),
-                "cmd": In(matmul_command(cfg)),
-                "words": In(stream.Signature(word)),
-                "kv_words": In(stream.Signature(word)),
-                "kv_scales": In(stream.Signature(unsigned(cfg.cols * MULT_BITS))),
-                "take": In(1),
-                "loaded": Out(1),
-                "load": Out(1),
-                "load_index": Out(range(cfg.tile_cycles)),
-                "load_rows": Out(1),
-                "word": Out(word),
-                "multipliers": Out(stream.Signature(word)),
-                "param_w": Out(write_port(address_bits(cfg.param_chunks), 8 * cfg.word_bytes)),
-                "load_done": Out(1),
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        cfg, cmd = self.cfg, self.cmd
-        m.submodules.loops = loops = _Loops(cfg)
-        is_stream = cmd.kind == MatmulKind.STREAM
-        is_load = cmd.kind == MatmulKind.LOAD
-        is_k = cmd.kind == MatmulKind.K
-        from_words = is_stream | is_load
-        scale_due = Signal()  # the multipliers of this column-block are still to come
-        scale_go = self.multipliers.valid & self.multipliers.ready
-        index = Signal(range(cfg.tile_cycles))
-        room, go = Signal(), Signal()
-        complete = is_load | (index == cfg.tile_cycles - 1)
-        # K's multipliers come beside its tiles: only the end of the column-block waits for them.
-        blocked = scale_due & (is_stream | (complete & loops.last_inner))
-        m.d.comb += [
-            room.eq(loops.running & ~blocked & (is_load | ~self.loaded | self.take)),
-            self.words.ready.eq(Mux(scale_due, self.multipliers.ready, room) & from_words),
-            self.kv_words.ready.eq(~from_words & room),
-            self.kv_scales.ready.eq(is_k & scale_due & self.multipliers.ready),
-            self.multipliers.valid.eq(
-                scale_due & Mux(is_k, self.kv_scales.valid, self.words.valid)
-            ),
-            self.multipliers.payload.eq(Mux(is_k, self.kv_scales.payload, self.words.payload)),
-            go.eq(room & Mux(from_words, self.words.valid, self.kv_words.valid)),
-            loops.start.eq(self.start),
-            loops.cmd.eq(cmd),
-            loops.step.eq(go & complete),
-        ]
-        group = (cfg.scale_channels // cfg.cols - 1).bit_length()
-        group_ends = is_k | (is_stream & loops.outer[:group].all() if group else is_stream)
-        with m.If(self.start):
-            m.d.sync += [scale_due.eq(is_stream | is_k), index.eq(0)]
-        with m.Else():
-            with m.If(go):
-                m.d.sync += index.eq(Mux(complete, 0, index + 1))
-            with m.If(loops.step & loops.last_inner & ~loops.last_outer & group_ends):
-                m.d.sync += scale_due.eq(1)
-            with m.Elif(scale_go):
-                m.d.sync += scale_due.eq(0)
-        with m.If(go & complete & ~is_load):
-            m.d.sync += self.loaded.eq(1)
-        with m.Elif(self.take):
-            m.d.sync += self.loaded.eq(0)
-        self._tile(m, go & ~is_load, index)
-        self._parameters(m, go & is_load, loops)
-        return m
-
-    def _tile(self, m: Module, go, index):
-        m.d.sync += self.load.eq(go)
-        with m.If(go):
-            m.d.sync += [
-                self.load_index.eq(index),
-                self.load_rows.eq(self.cmd.kind == MatmulKind.V),
-                self.word.eq(
-                    Mux(
-                        self.cmd.kind == MatmulKind.STREAM,
-                        self.words.payload,
-                        self.kv_words.payload,
-                    )
-                ),
-            ]
-
-    def _parameters(self, m: Module, go, loops):
-        w = self.param_w
-        m.d.sync += w.en.eq(go)
-        m.d.comb += self.load_done.eq(w.en & ~loops.running)
-        with m.If(self.start):
-            m.d.sync += w.addr.eq(self.cmd.param - self.cfg.scale_channels // self.cfg.cols)
-        with m.If(go):
-            m.d.sync += [
-                w.addr.eq(w.addr + self.cfg.scale_channels // self.cfg.cols),
-                w.data.eq(self.words.payload),
-            ]
-
-
-class Issue(wiring.Component):
-    """One row of activations per cycle to the array: for each tile in turn, rows 0..m-1.
-
-    A tile begins when it is loaded; if its sums go to LOGITS, a column-block begins when there is
-    ``room``. What belongs to an x stands at the array LATENCY cycles after ``take``.
-
-    Members
-    -------
-    start, cmd : a command; cmd stays until the end
-    src : In, source of row ``index`` (Out), in chunks
-    take, loaded : handshake with Loader
-    room : In
-    in_r, score_r : Out, read ports; SCORES for V, IN for all others
-    valid, swap, x : to the array
-    addr, first, last : for the accumulators
-    waiting, waiting_room, going : what this cycle was
-    """
-
-    LATENCY = 3
-
-    def __init__(self, cfg: FabricConfig):
-        self.cfg = cfg
-        block = cfg.rows * ACT_BITS
-        super().__init__(
-            {
-                "start": In(1),
-                "cmd": In(matmul_command(cfg)),
-                "index": Out(index_shape(cfg)),
-                "src": In(CHUNK_BITS),
-                "loaded": In(1),
-                "take": Out(1),
-                "room": In(1),
-                "in_r": Out(read_port(address_bits(cfg.in_chunks), block)),
-                "score_r": Out(read_port(address_bits(cfg.score_chunks), block)),
-                "valid": Out(1),
-                "swap": Out(1),
-                "x": Out(block),
-                "addr": Out(range(cfg.acc_words)),
-                "first": Out(1),
-                "last": Out(1),
-                "going": Out(1),
-                "waiting": Out(1),
-                "waiting_room": Out(1),
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        cfg, cmd = self.cfg, self.cmd
-        m.submodules.loops = loops = _Loops(cfg)
-        is_v = cmd.kind == MatmulKind.V
-        new_tile = Signal(init=1)  # index == 0
-        new_block = new_tile & loops.first_inner
-        full, no_room = Signal(), Signal()  # for logits; no_room is late by a cycle
-        end_row = Signal.like(self.index)
-        last_row = self.index == end_row
-        offset = Signal(CHUNK_BITS)  # of the row-block in the row, in chunks
-        m.d.comb += [
-            self.going.eq(loops.running & ~(new_tile & (~self.loaded | full))),
-            self.waiting.eq(loops.running & new_tile & ~self.loaded),
-            self.waiting_room.eq(loops.running & new_tile & self.loaded & full),
-            self.take.eq(self.going & new_tile),
-            loops.start.eq(self.start & (cmd.kind != MatmulKind.LOAD)),
-            loops.cmd.eq(cmd),
-            loops.step.eq(self.going & last_row),
-        ]
-        m.d.comb += full.eq(new_block & no_room)
-        m.d.sync += [
-            end_row.eq(cmd.m - 1),
-            no_room.eq((cmd.dest == MatmulDest.LOGITS) & ~self.room),
-        ]
-        with m.If(self.going):
-            m.d.sync += [self.index.eq(Mux(last_row, 0, self.index + 1)), new_tile.eq(last_row)]
-        with m.If(self.start):
-            m.d.sync += offset.eq(0)
-        with m.Elif(loops.step & (~is_v | loops.last_inner)):
-            m.d.sync += offset.eq(Mux(loops.last_inner & ~is_v, 0, offset + cfg.k_chunks))
-        self._read(m, loops, offset, is_v)
-        return m
-
-    def _read(self, m: Module, loops, offset, is_v):
-        """Stage 1 addresses the memory, 2 sees its data, 3 stands at the array."""
-        cfg = self.cfg
-        going = delays(m, self.going, 3, name="going", reset_less=False)
-        take = delays(m, self.take, 3, name="take")
-        row_block = Mux(is_v, loops.outer, loops.inner)
-        first = row_block == 0
-        last = Mux(is_v, loops.last_outer, loops.last_inner)
-        block_bits = (cfg.max_head_chunks - 1).bit_length()
-        block = Mux(is_v, loops.inner[:block_bits], 0)
-        row = self.index[: (cfg.max_rows - 1).bit_length()]
-        about = delays(m, Cat(first, last, row, block), 3, name="about")
-
-        s1_addr = Signal(CHUNK_BITS, reset_less=True)
-        with m.If(self.going):
-            m.d.sync += s1_addr.eq(self.src + offset)
-        m.d.comb += [
-            self.in_r.addr.eq(s1_addr),
-            self.score_r.addr.eq(s1_addr),
-            self.in_r.en.eq(going[1] & ~is_v),
-            self.score_r.en.eq(going[1] & is_v),
-        ]
-        chunk_bits = cfg.cols * ACT_BITS
-        s2_last = about[2][1]
-        s2_mask = Cat(
-            (~s2_last | (chunk < self.cmd.tail)).replicate(chunk_bits)
-            for chunk in range(cfg.k_chunks)
-        )
-        with m.If(going[2]):
-            m.d.sync += self.x.eq(Mux(is_v, self.score_r.data, self.in_r.data) & s2_mask)
-        m.d.comb += [
-            self.valid.eq(going[3]),
-            self.swap.eq(take[3] & going[3]),
-            Cat(self.first, self.last, self.addr).eq(about[3]),
-        ]
-
-
-class Drain(wiring.Component):
-    """Complete sums, in order of column-blocks and of rows in them, through Requantize.
-
-    Their multiplier is that of the channel, from the word at the head of ``multipliers``, or for V
-    that of the row. Between commands, chunks of embedding rows take the same way.
-
-    Members
-    -------
-    start, cmd : a command; cmd stays until the end
-    valid, sums : In
-    multipliers : In, stream of words
-    index : Out, row of the table; ``dst``, ``limit``, ``scale`` : In, its entry
-    embed_valid, embed : In, while no command runs
-    result_valid, result : Out, LATENCY cycles after the sums; always taken
-    """
-
-    LATENCY = Requantize.LATENCY
 
     def __init__(self, cfg: FabricConfig):
         self.cfg = cfg
         super().__init__(
             {
-                "start": In(1),
-                "cmd": In(matmul_command(cfg)),
-                "valid": In(1),
-                "sums": In(sums_layout(cfg)),
-                "multipliers": In(stream.Signature(unsigned(8 * cfg.word_bytes))),
-                "index": Out(index_shape(cfg)),
-                "dst": In(CHUNK_BITS),
-                "limit": In(16),
-                "scale": In(row_scale(cfg)),
-                "embed_valid": In(1),
-                "embed": In(embed_chunk(cfg)),
-                "result_valid": Out(1),
-                "result": Out(matmul_result(cfg)),
+                "table_w": In(write_port(address_bits(cfg.max_rows), table_entry(cfg))),
+                "row_scale_w": In(row_scale_port(cfg)),
+                "src_index": In(index_shape(cfg)),
+                "src": Out(CHUNK_BITS),
+                "index": In(index_shape(cfg)),
+                "dst": Out(CHUNK_BITS),
+                "limit": Out(16),
+                "scale": Out(row_scale(cfg)),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        cfg, cmd = self.cfg, self.cmd
-        tag = data.StructLayout(
-            {k: v.shape for k, v in matmul_result(cfg) if k not in ("y", "saturated")}
-        )
-        m.submodules.requantize = requantize = Requantize(cfg, tag)
-        is_v, is_stream = cmd.kind == MatmulKind.V, cmd.kind == MatmulKind.STREAM
-        block = Signal(COUNT_BITS)
-        end_row, end_block = Signal.like(self.index), Signal.like(block)
-        last_row, last_block = self.index == end_row, Signal()
-        m.d.sync += [
-            end_row.eq(cmd.m - 1),
-            end_block.eq(cmd.n - 1),
-            last_block.eq(block == end_block),  # late by a cycle; a block takes at least four
-        ]
-        group = (cfg.scale_channels // cfg.cols - 1).bit_length()
-        part = block[:group] & is_stream.replicate(group)
-        group_ends = ~is_stream | block[:group].all() if group else 1
-        m.d.comb += self.multipliers.ready.eq(
-            self.valid & last_row & ~is_v & (group_ends | last_block)
-        )
-        with m.If(self.start):
-            m.d.sync += [self.index.eq(0), block.eq(0)]
-        with m.Elif(self.valid):
-            m.d.sync += self.index.eq(self.index + 1)
-            with m.If(last_row):
-                m.d.sync += [self.index.eq(0), block.eq(block + 1)]
-
-        chunk = self.multipliers.payload.word_select(part, cfg.cols * MULT_BITS)
-        of_row = self.scale.mult.replicate(cfg.cols)
-        shift = Mux(is_v, self.scale.shift, Mux(is_stream & block[0], cmd.shift_odd, cmd.shift))
+        rows, entry, scale = self.cfg.max_rows, self.table_w.data, self.row_scale_w.payload
+        m.submodules.source = source = Ram(rows, len(entry.src), comb=True)
+        m.submodules.target = target = Ram(rows, len(entry.dst) + len(entry.limit), comb=True)
+        m.submodules.scales = scales = Ram(rows, len(scale.as_value()), comb=True)
+        for ram, value in ((source, entry.src), (target, Cat(entry.dst, entry.limit))):
+            m.d.comb += [
+                ram.w.en.eq(self.table_w.en),
+                ram.w.addr.eq(self.table_w.addr),
+                ram.w.data.eq(value),
+            ]
         m.d.comb += [
-            requantize.valid.eq(self.valid),
-            requantize.acc.eq(self.sums),
-            requantize.mult.eq(Mux(is_v, of_row, chunk)),
-            requantize.shift.eq(shift),
-            requantize.bits.eq(cmd.bits),
-            requantize.tag.dst.eq(self.dst + block),
-            requantize.tag.index.eq(self.index),
-            requantize.tag.block.eq(block),
-            requantize.tag.limit.eq(self.limit),
-            requantize.tag.dest.eq(cmd.dest),
-            requantize.tag.sat.eq(cmd.sat),
-            requantize.tag.last.eq(last_row & last_block),
-        ]
-        with m.If(self.embed_valid):
-            self._embed(m, requantize)
-        m.d.comb += [
-            self.result_valid.eq(requantize.out_valid),
-            self.result.y.eq(requantize.y),
-            self.result.saturated.eq(requantize.saturated),
-            *(self.result[key].eq(requantize.out_tag[key]) for key, _ in tag),
+            scales.w.en.eq(self.row_scale_w.en),
+            scales.w.addr.eq(scale.index),
+            scales.w.data.eq(scale),
+            source.r.addr.eq(self.src_index),
+            self.src.eq(source.r.data),
+            target.r.addr.eq(self.index),
+            Cat(self.dst, self.limit).eq(target.r.data),
+            scales.r.addr.eq(self.index),
+            self.scale.as_value().eq(scales.r.data),
         ]
         return m
 
-    def _embed(self, m: Module, requantize):
-        m.d.comb += [
-            requantize.valid.eq(1),
-            *(requantize.acc[c].eq(self.embed.lanes[c]) for c in range(self.cfg.cols)),
-            requantize.mult.eq(self.embed.mult.replicate(self.cfg.cols)),
-            requantize.shift.eq(self.embed.shift),
-            requantize.bits.eq(2),
-            requantize.tag.eq(0),
-            requantize.tag.dst.eq(self.embed.dst),
-            requantize.tag.dest.eq(MatmulDest.EMBED),
-            requantize.tag.sat.eq(self.embed.sat),
-        ]
+
+def result_latency(cfg: FabricConfig) -> int:
+    """Cycles from the last of a row's activations entering (``going``) to its ``result_valid``."""
+    in_array = array_latency(cfg) - 1  # a psum comes one cycle after it was announced
+    return ActivationIssue.LATENCY + in_array + Accumulators.LATENCY + Drain.LATENCY
 
 
 class MatmulEngine(wiring.Component):
@@ -457,33 +110,33 @@ class MatmulEngine(wiring.Component):
 
     Members
     -------
-    cmd : In, stream; taken when not busy
-    busy : from the command's acceptance to its last result (LOAD: to its last write), inclusive
-    table_w : In, write port of the row table; only while not busy
-    row_scale_w : In, ``en`` and ``payload``: the multipliers of rows for V; before the command
-    words, kv_words, kv_scales : In, streams
-    in_r, score_r : Out, read ports of row-blocks
-    param_w : Out, write port of words
-    room : In, LOGITS may begin another column-block
-    embed_valid, embed : In, a chunk for Requantize; only while not busy
-    result_valid, result : Out, always taken
-    count_busy, wait_weights, wait_kv, wait_room, idle : an activation enters the array; none does
-        because the next tile is not complete or there is no room; there is no command
+    cmd : in, stream of ``matmul_command``; taken when not busy
+    busy : out, 1 bit: from the command's acceptance to its last result (LOAD: to its last write),
+        inclusive
+    table_w : in, write port of the row table; only while not busy
+    row_scale_w : in, ``en`` and ``payload``: the multipliers of rows for V; before the command
+    words, kv_words : in, streams of words; kv_scales : in, stream of C times uint16
+    in_r, score_r : out, read ports of row-blocks
+    param_w : out, write port of words
+    room : in, 1 bit: LOGITS may begin another column-block
+    embed_valid : in, 1 bit; embed : in, ``embed_chunk``: for Requantize; only while not busy
+    result_valid : out, 1 bit; result : out, ``matmul_result``, always taken
+    count_busy, wait_weights, wait_kv, wait_room, idle : out, 1 bit each: an activation enters the
+        array; none does because the next tile is not complete or there is no room; there is no
+        command
     """
 
     def __init__(self, cfg: FabricConfig):
         self.cfg = cfg
-        in_array = Issue.LATENCY - 1 + array_latency(cfg) - 1
-        self.DRAIN = in_array + Accumulators.LATENCY + Drain.LATENCY + 1
+        self.DRAIN = result_latency(cfg)
         word = stream.Signature(unsigned(8 * cfg.word_bytes))
         block = cfg.rows * ACT_BITS
-        scale_w = wiring.Signature({"en": Out(1), "payload": Out(row_scale(cfg))})
         super().__init__(
             {
                 "cmd": In(stream.Signature(matmul_command(cfg))),
                 "busy": Out(1),
                 "table_w": In(write_port(address_bits(cfg.max_rows), table_entry(cfg))),
-                "row_scale_w": In(scale_w),
+                "row_scale_w": In(row_scale_port(cfg)),
                 "words": In(word),
                 "kv_words": In(word),
                 "kv_scales": In(stream.Signature(unsigned(cfg.cols * MULT_BITS))),
@@ -506,11 +159,14 @@ class MatmulEngine(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         cfg = self.cfg
-        m.submodules.loader = loader = Loader(cfg)
-        m.submodules.issue = issue = Issue(cfg)
+        m.submodules.loader = loader = TileLoader(cfg)
+        m.submodules.issue = issue = ActivationIssue(cfg)
         m.submodules.drain = drain = Drain(cfg)
+        m.submodules.tables = tables = RowTables(cfg)
         for port in ("words", "kv_words", "kv_scales", "param_w"):
             wiring.connect(m, wiring.flipped(getattr(self, port)), getattr(loader, port))
+        for port in ("table_w", "row_scale_w"):
+            wiring.connect(m, wiring.flipped(getattr(self, port)), getattr(tables, port))
         for port in ("in_r", "score_r"):
             wiring.connect(m, getattr(issue, port), wiring.flipped(getattr(self, port)))
         command, start = Signal(matmul_command(cfg)), Signal()
@@ -530,38 +186,18 @@ class MatmulEngine(wiring.Component):
             drain.embed.eq(self.embed),
             self.result_valid.eq(drain.result_valid),
             self.result.eq(drain.result),
+            tables.src_index.eq(issue.index),
+            issue.src.eq(tables.src),
+            tables.index.eq(drain.index),
+            drain.dst.eq(tables.dst),
+            drain.limit.eq(tables.limit),
+            drain.scale.eq(tables.scale),
         ]
-        self._tables(m, issue, drain)
         self._sums(m, loader, issue, drain)
         self._counters(m, command, issue)
         return m
 
-    def _tables(self, m: Module, issue, drain):
-        """Issue wants the source of a row, Drain the rest of another: two LUT RAMs, both comb."""
-        cfg = self.cfg
-        entry, scale = self.table_w.data, self.row_scale_w.payload
-        m.submodules.source = source = Ram(cfg.max_rows, len(entry.src), comb=True)
-        m.submodules.target = target = Ram(cfg.max_rows, 32, comb=True)
-        m.submodules.scales = scales = Ram(cfg.max_rows, len(scale.as_value()), comb=True)
-        for ram, value in ((source, entry.src), (target, Cat(entry.dst, entry.limit))):
-            m.d.comb += [
-                ram.w.en.eq(self.table_w.en),
-                ram.w.addr.eq(self.table_w.addr),
-                ram.w.data.eq(value),
-            ]
-        m.d.comb += [
-            scales.w.en.eq(self.row_scale_w.en),
-            scales.w.addr.eq(scale.index),
-            scales.w.data.eq(scale),
-            source.r.addr.eq(issue.index),
-            target.r.addr.eq(drain.index),
-            scales.r.addr.eq(drain.index),
-            issue.src.eq(source.r.data),
-            Cat(drain.dst, drain.limit).eq(target.r.data),
-            drain.scale.as_value().eq(scales.r.data),
-        ]
-
-    def _sums(self, m: Module, loader, issue, drain):
+    def _sums(self, m: Module, loader: TileLoader, issue: ActivationIssue, drain: Drain):
         """Words wait as long as activations, so both count time from the moment they are taken."""
         cfg = self.cfg
         m.submodules.array = array = SystolicArray(cfg)
@@ -569,7 +205,7 @@ class MatmulEngine(wiring.Component):
         m.submodules.multipliers = queue = Fifo(unsigned(8 * cfg.word_bytes), MULTIPLIER_WORDS)
         wiring.connect(m, loader.multipliers, queue.i)
         wiring.connect(m, queue.o, drain.multipliers)
-        wait = Issue.LATENCY - Loader.LATENCY
+        wait = ActivationIssue.LATENCY - TileLoader.LATENCY
         load = delays(m, loader.load, wait, name="load", reset_less=False)
         about = Cat(loader.load_index, loader.load_rows, loader.word)
         about = delays(m, about, wait, name="word")
@@ -589,7 +225,8 @@ class MatmulEngine(wiring.Component):
             drain.sums.eq(accumulators.sums),
         ]
 
-    def _counters(self, m: Module, command, issue):
+    def _counters(self, m: Module, command: data.View, issue: ActivationIssue):
+        """What this cycle was, for the performance counters."""
         from_stream = command.kind == MatmulKind.STREAM
         loading = self.busy & (command.kind == MatmulKind.LOAD) & ~self.words.valid
         m.d.sync += [

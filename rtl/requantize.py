@@ -31,9 +31,10 @@ class Requantize(wiring.Component):
 
     Members
     -------
-    valid, acc, mult, shift (0..63), bits (0: 8, 1: 16, 2: 32), tag : a chunk
-    out_valid, y, saturated, out_tag : the result, LATENCY cycles later; ``saturated`` has a flag
-        per lane
+    valid : in, 1 bit; acc : in, ``sums_layout``; mult : in, C times uint16; tag : in: a chunk
+    shift : in, 6 bits; bits : in, 2 bits (0: 8, 1: 16, 2: 32): how to finish it
+    out_valid, y, saturated, out_tag : out, 1 bit, C times int32, a flag per lane, and what the
+        chunk brought along: the result, LATENCY cycles later
     """
 
     LATENCY = 8
