@@ -21,7 +21,7 @@ from tokenfabric.core.boards import ULX3S_SDRAM
 from tokenfabric.flow.toolchain import shared_library
 
 FRACTION_BITS = 16
-MAX_IN_FLIGHT = 16  # kRing in dram.h
+MAX_IN_FLIGHT = 16  # kRing in dram_bursts.h
 MAX_WINDOW = 64
 MAX_BANKS = 64
 MAX_PORTS = 8
@@ -33,7 +33,7 @@ CONTROLLER_PORTS = {"hp0": 3, "hp1": 4, "hp2": 4, "hp3": 5, "hpc0": 1}
 
 
 class DramParameters(ctypes.Structure):
-    """``struct DramParameters`` of dram.h: times in fabric cycles << 16, the rest in units."""
+    """``struct DramParameters`` of dram_bursts.h: times in fabric cycles << 16, others in units."""
 
     _fields_ = [
         (name, ctypes.c_int64)
@@ -299,9 +299,8 @@ def traffic(
     """
     if not 1 <= ports <= 8 or port_bytes not in (4, 8, 16) or not 1 <= beats <= 16:
         raise ValueError(f"ports={ports} (1..8), port_bytes={port_bytes} (4, 8, 16), beats={beats}")
-    lib = ctypes.CDLL(
-        str(shared_library("dram", Path(__file__).with_name("dram_traffic.cpp"), "dram.h"))
-    )
+    source = Path(__file__).with_name("dram_traffic.cpp")
+    lib = ctypes.CDLL(str(shared_library("dram", source, "dram.h", "dram_bursts.h")))
     lib.tf_traffic.restype = None
     parameters, moved = spec.parameters(clock_mhz), (ctypes.c_uint64 * 2)()
     lib.tf_traffic(
