@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenfabric.compiler.compile import compile_model
 from tokenfabric.core.config import FabricConfig, preset
 from tokenfabric.core.image import Image
 from tokenfabric.core.isa import RowFlag
@@ -36,10 +35,9 @@ from tokenfabric.core.shape import shape_from
 from tokenfabric.flow.verilog import cached_verilog
 from tokenfabric.host.device import Device, load, put_job, run
 from tokenfabric.host.driver import RegisterDevice
-from tokenfabric.host.perf import measure_decode, measure_prefill
-from tokenfabric.quant.qmodel import QModel
 from tokenfabric.sim import verilator
 from tokenfabric.sim.devices import BASE, POLL_CYCLES, PROBES, verilated
+from tokenfabric.sim.measure import measure_on, random_image
 
 from tokenfabric.commands.options import write_json
 
@@ -84,14 +82,14 @@ SLOW = (
 @lru_cache(maxsize=2)
 def compiled(preset_name: str, shape: str) -> tuple[FabricConfig, Image]:
     cfg = preset(preset_name)
-    return cfg, compile_model(QModel.random(shape_from(shape), 0), cfg)
+    return cfg, random_image(cfg, shape_from(shape))
 
 
 def cycles_of(case: Case) -> dict[str, float]:
     cfg, image = compiled(case.preset, case.shape)
     device = verilated(cfg, image.memory())
-    measure = measure_decode if case.what == "decode" else measure_prefill
-    result = measure(device, cfg, image, case.count)
+    wanted = {"context" if case.what == "decode" else "rows": case.count}
+    result = measure_on(device, cfg, image, **wanted)
     return {name: result[name] for name in EXACT if name in result}
 
 

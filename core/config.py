@@ -15,7 +15,7 @@ from tokenfabric.core.files import read_json_object, show, write_file
 from tokenfabric.core.fixed import ceil_div
 from tokenfabric.core.ops import ACT_BITS, OPS_VERSION, RES_BITS, WEIGHT_BITS
 
-__all__ = ["PRESETS", "Dram", "FabricConfig", "preset", "write_preset"]
+__all__ = ["PRESETS", "PUBLISHED", "Dram", "FabricConfig", "preset", "write_preset"]
 
 FILE_VERSION = 1  # of a preset's JSON file
 VERSION_KEY = "tokenfabric_preset"
@@ -34,9 +34,20 @@ class Dram:
     reachable: float  # highest published share of the peak, sequential reads
 
 
-DDR3_1050_X16 = Dram(name="ddr3-1050-x16", peak_bytes_per_s=2.1e9, reachable=0.97)
-DDR4_2400_X64 = Dram(name="ddr4-2400-x64", peak_bytes_per_s=19.2e9, reachable=0.93)
-SDR_65_X16 = Dram(name="sdr-65-x16", peak_bytes_per_s=130e6, reachable=0.95)  # by rtl/sdram.py
+PUBLISHED = {
+    dram.name: dram
+    for dram in (
+        # PYNQ-Z1 and Z2: one chip on a Zynq-7000.
+        Dram(name="ddr3-1050-x16", peak_bytes_per_s=2.1e9, reachable=0.97),
+        # KV260 and KR260: four x16 chips on a Zynq UltraScale+.
+        Dram(name="ddr4-2400-x64", peak_bytes_per_s=19.2e9, reachable=0.93),
+        # ULX3S: one chip, at the fabric's clock; what rtl/sdram.py reaches.
+        Dram(name="sdr-65-x16", peak_bytes_per_s=130e6, reachable=0.95),
+        # A latency and nothing else, for tests.
+        Dram(name="none", peak_bytes_per_s=1.6e9, reachable=1.0),
+    )
+}
+"""By name. ``sim/dram.py`` models their times."""
 
 ULTRA_RAM = frozenset(("in", "out", "res", "scores", "weights", "kv"))  # may be built of UltraRAM
 
@@ -294,7 +305,7 @@ PRESETS = {
             cols=8,
             ports=2,
             clock_mhz=100.0,
-            dram=Dram(name="none", peak_bytes_per_s=1.6e9, reachable=1.0),
+            dram=PUBLISHED["none"],
             max_rows=4,
             max_context=512,
             max_head_dim=64,
@@ -313,7 +324,7 @@ PRESETS = {
             cols=8,
             ports=4,
             clock_mhz=110.0,
-            dram=DDR3_1050_X16,
+            dram=PUBLISHED["ddr3-1050-x16"],
             max_rows=16,
             max_context=2048,
             max_head_dim=128,
@@ -332,7 +343,7 @@ PRESETS = {
             cols=16,
             ports=4,
             clock_mhz=300.0,
-            dram=DDR4_2400_X64,
+            dram=PUBLISHED["ddr4-2400-x64"],
             max_rows=16,
             max_context=2048,
             max_head_dim=128,
@@ -354,7 +365,7 @@ PRESETS = {
             cols=4,
             ports=2,
             clock_mhz=65.0,
-            dram=SDR_65_X16,
+            dram=PUBLISHED["sdr-65-x16"],
             max_rows=4,
             max_context=512,
             max_head_dim=64,

@@ -74,12 +74,9 @@ def _answering(answer: type, function: Any) -> Any:
     return call
 
 
-def _services(board: BoardModel, server: Any) -> None:
-    """Adds the three services of a board to a gRPC server."""
+def _files(board: BoardModel, messages: Any, grpc_part: Any) -> Any:
+    """The service that reads and writes files of the board."""
     import grpc
-
-    m = _messages()
-    device, mmio, buffer = m["remote_device"], m["mmio"], m["buffer"]
 
     def refuse(context: Any, fault: BoardFault) -> None:
         context.abort(grpc.StatusCode.NOT_FOUND, str(fault))
@@ -91,7 +88,7 @@ def _services(board: BoardModel, server: Any) -> None:
             refuse(context, fault)
             return
         for at in range(0, max(len(data), 1), CHUNK):
-            yield device.ReadFileResponse(data=data[at : at + CHUNK])
+            yield messages.ReadFileResponse(data=data[at : at + CHUNK])
 
     def put_file(self: Any, requests: Any, context: Any) -> Any:
         parts = [(request.file_path, request.data) for request in requests]
@@ -99,16 +96,22 @@ def _services(board: BoardModel, server: Any) -> None:
             board.write_file(parts[0][0] if parts else "", b"".join(data for _, data in parts))
         except BoardFault as fault:
             refuse(context, fault)
-        return device.WriteFileResponse()
+        return messages.WriteFileResponse()
 
-    class Device(m["remote_device_grpc"].RemoteDeviceServicer):  # type: ignore[misc]
+    class Device(grpc_part.RemoteDeviceServicer):
         readfile, writefile = read_file, put_file
 
         def existsfile(self, request: Any, context: Any) -> Any:
-            return device.ExistsFileResponse(exists=board.exists(request.file_path))
+            return messages.ExistsFileResponse(exists=board.exists(request.file_path))
 
         def set_bitstream_attrs(self, request: Any, context: Any) -> Any:
-            return device.SetBitstreamAttrsResponse(status=True)
+            return messages.SetBitstreamAttrsResponse(status=True)
+
+    return Device()
+
+
+def _windows(board: BoardModel, messages: Any, grpc_part: Any) -> Any:
+    """The service of windows on the registers of the fabric."""
 
     def load(request: Any) -> dict[str, Any]:
         return {"status": True, "data": board.read(request.mmio_id, request.offset)}
@@ -119,13 +122,19 @@ def _services(board: BoardModel, server: Any) -> None:
             board.write(request.mmio_id, request.offset + at, word)
         return {"status": True}
 
-    class Mmio(m["mmio_grpc"].MmioServicer):  # type: ignore[misc]
+    class Mmio(grpc_part.MmioServicer):
         get_mmio = _answering(
-            mmio.GetMmioResponse,
+            messages.GetMmioResponse,
             lambda r: {"status": True, "mmio_id": board.open_window(r.base_addr, r.length)},
         )
-        read = _answering(mmio.ReadResponse, load)
-        write = _answering(mmio.WriteResponse, store)
+        read = _answering(messages.ReadResponse, load)
+        write = _answering(messages.WriteResponse, store)
+
+    return Mmio()
+
+
+def _buffers(board: BoardModel, messages: Any, grpc_part: Any) -> Any:
+    """The service of buffers in the board's memory."""
 
     def put(self: Any, requests: Any, context: Any) -> Any:
         at, target = 0, None
@@ -138,39 +147,50 @@ def _services(board: BoardModel, server: Any) -> None:
                 target.cpu[at : at + len(data)] = data
                 at += len(data)
         except BoardFault as fault:
-            return buffer.BufferWriteResponse(msg=str(fault))
-        return buffer.BufferWriteResponse()
+            return messages.BufferWriteResponse(msg=str(fault))
+        return messages.BufferWriteResponse()
 
     def get(self: Any, request: Any, context: Any) -> Iterator[Any]:
         try:
             cpu = board.buffer(request.buffer_id).cpu
         except BoardFault as fault:
-            yield buffer.BufferReadResponse(msg=str(fault))
+            yield messages.BufferReadResponse(msg=str(fault))
             return
         for at in range(0, cpu.size, CHUNK):
-            yield buffer.BufferReadResponse(data=cpu[at : at + CHUNK].tobytes())
+            yield messages.BufferReadResponse(data=cpu[at : at + CHUNK].tobytes())
 
     def done(action: Any) -> Any:
         return lambda request: action(request.buffer_id) or {}
 
-    class Buffers(m["buffer_grpc"].RemoteBufferServicer):  # type: ignore[misc]
+    class Buffers(grpc_part.RemoteBufferServicer):
         write, read = put, get
         allocate = _answering(
-            buffer.AllocateResponse, lambda r: {"buffer_id": board.allocate(r.size)}
+            messages.AllocateResponse, lambda r: {"buffer_id": board.allocate(r.size)}
         )
-        freebuffer = _answering(buffer.FreeBufferResponse, done(board.free))
-        flush = _answering(buffer.FlushResponse, done(board.flush))
-        invalidate = _answering(buffer.InvalidateResponse, done(board.invalidate))
+        freebuffer = _answering(messages.FreeBufferResponse, done(board.free))
+        flush = _answering(messages.FlushResponse, done(board.flush))
+        invalidate = _answering(messages.InvalidateResponse, done(board.invalidate))
         physical_address = virtual_address = _answering(
-            buffer.AddressResponse, lambda r: {"address": board.buffer(r.buffer_id).address}
+            messages.AddressResponse, lambda r: {"address": board.buffer(r.buffer_id).address}
         )
         cacheable = _answering(
-            buffer.CacheableResponse, lambda r: {"cacheable": bool(board.buffer(r.buffer_id))}
+            messages.CacheableResponse, lambda r: {"cacheable": bool(board.buffer(r.buffer_id))}
         )
 
-    m["remote_device_grpc"].add_RemoteDeviceServicer_to_server(Device(), server)
-    m["mmio_grpc"].add_MmioServicer_to_server(Mmio(), server)
-    m["buffer_grpc"].add_RemoteBufferServicer_to_server(Buffers(), server)
+    return Buffers()
+
+
+def _services(board: BoardModel, server: Any) -> None:
+    """Adds the three services of a board to a gRPC server."""
+    m = _messages()
+    for name, service, make in (
+        ("remote_device", "RemoteDevice", _files),
+        ("mmio", "Mmio", _windows),
+        ("buffer", "RemoteBuffer", _buffers),
+    ):
+        grpc_part = m[f"{name}_grpc"]
+        add = getattr(grpc_part, f"add_{service}Servicer_to_server")
+        add(make(board, m[name], grpc_part), server)
 
 
 @contextmanager

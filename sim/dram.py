@@ -1,6 +1,7 @@
 """The DRAM behind the simulated ports, in nanoseconds and bytes.
 
-:class:`DramSpec` holds the numbers, ``sim/dram.h`` the model that uses them. Speed claims rest on
+:class:`DramSpec` holds the times, ``sim/dram.h`` the model that uses them; names and peaks are
+those of ``core/config.py``. Speed claims rest on
 it. Times of banks and refresh are those of the data sheets. What no data sheet tells (how far the
 controller looks ahead, when it turns the bus round, what each write costs it) is fitted to AMD's
 measurements: "DDR Efficiency" in the Zynq-7000 manual (UG585), which ``tests/test_dram.py``
@@ -18,10 +19,11 @@ from fractions import Fraction
 from pathlib import Path
 
 from tokenfabric.core.boards import ULX3S_SDRAM
+from tokenfabric.core.config import PUBLISHED, Dram
 from tokenfabric.flow.toolchain import shared_library
 
 FRACTION_BITS = 16
-MAX_IN_FLIGHT = 16  # kRing in dram.h
+MAX_IN_FLIGHT = 16  # kRing in dram_bursts.h
 MAX_WINDOW = 64
 MAX_BANKS = 64
 MAX_PORTS = 8
@@ -33,7 +35,7 @@ CONTROLLER_PORTS = {"hp0": 3, "hp1": 4, "hp2": 4, "hp3": 5, "hpc0": 1}
 
 
 class DramParameters(ctypes.Structure):
-    """``struct DramParameters`` of dram.h: times in fabric cycles << 16, the rest in units."""
+    """``struct DramParameters`` of dram_bursts.h: times in fabric cycles << 16, others in units."""
 
     _fields_ = [
         (name, ctypes.c_int64)
@@ -57,10 +59,9 @@ class DramSpec:
     ``ValueError`` if a number is out of the model's range.
     """
 
-    name: str
+    published: Dram
+    """Its name and peak, as hardware and software know them."""
     bus_bytes: int
-    transfers_mts: int
-    """Millions of transfers per second and data line."""
     burst_length: int = 8
     banks: int
     row_bytes: int
@@ -114,8 +115,17 @@ class DramSpec:
             raise ValueError(f"{self.name}: latency_cycles={self.latency_cycles} is below 1")
 
     @property
+    def name(self) -> str:
+        return self.published.name
+
+    @property
     def peak_bytes_per_second(self) -> float:
-        return self.bus_bytes * self.transfers_mts * 1e6
+        return self.published.peak_bytes_per_s
+
+    @property
+    def transfers_mts(self) -> float:
+        """Millions of transfers per second and data line."""
+        return self.peak_bytes_per_second / (self.bus_bytes * 1e6)
 
     @property
     def peak_gbps(self) -> float:
@@ -139,7 +149,7 @@ class DramSpec:
         def time(ns: float | Fraction) -> int:
             return round(_exact(ns) * scale)
 
-        access = Fraction(1000 * self.burst_length, self.transfers_mts)
+        access = 1000 * self.burst_length / _exact(self.transfers_mts)
         burst_bytes = self.bus_bytes * self.burst_length
         request = max(1, self.latency_cycles // 2)
         controller_byte = 1 / _exact(self.controller_port_gbps) if self.controller_port_gbps else 0
@@ -173,9 +183,8 @@ class DramSpec:
 
 
 DDR3_1050_X16 = DramSpec(
-    name="ddr3-1050-x16",
+    published=PUBLISHED["ddr3-1050-x16"],
     bus_bytes=2,
-    transfers_mts=1050,
     banks=8,
     row_bytes=2048,
     activate_ns=13.3,
@@ -192,12 +201,11 @@ DDR3_1050_X16 = DramSpec(
     write_window=24,
     turn_bytes=256,
 )
-"""PYNQ-Z1 and Z2: one chip on a Zynq-7000, 2.1 GB/s."""
+"""PYNQ-Z1 and Z2: one chip on a Zynq-7000."""
 
 DDR4_2400_X64 = DramSpec(
-    name="ddr4-2400-x64",
+    published=PUBLISHED["ddr4-2400-x64"],
     bus_bytes=8,
-    transfers_mts=2400,
     # Address bit 6 selects one of the two bank groups, so that column accesses follow one another
     # at full rate: banks come in pairs, each with a row of both groups open.
     banks=4,
@@ -218,12 +226,11 @@ DDR4_2400_X64 = DramSpec(
     turn_bytes=2048,
     controller_port_gbps=8.53,  # 128 bits at the interconnect's 533 MHz
 )
-"""KV260 and KR260: four x16 chips on a Zynq UltraScale+, 19.2 GB/s."""
+"""KV260 and KR260: four x16 chips on a Zynq UltraScale+."""
 
 SDR_65_X16 = DramSpec(
-    name="sdr-65-x16",
+    published=PUBLISHED["sdr-65-x16"],
     bus_bytes=2,
-    transfers_mts=65,
     burst_length=2,
     banks=1 << ULX3S_SDRAM.bank_bits,
     row_bytes=2 << ULX3S_SDRAM.column_bits,
@@ -249,12 +256,11 @@ SDR_65_X16 = DramSpec(
     max_writes=1,
     read_fifo_beats=64,
 )
-"""ULX3S: one chip, at the fabric's clock, behind rtl/sdram.py. 0.13 GB/s."""
+"""ULX3S: one chip, at the fabric's clock, behind rtl/sdram.py."""
 
 IDEAL = DramSpec(
-    name="none",
+    published=PUBLISHED["none"],
     bus_bytes=2,
-    transfers_mts=800,
     banks=8,
     row_bytes=4096,
     activate_ns=0,
@@ -268,7 +274,7 @@ IDEAL = DramSpec(
     refresh_interval_ns=0,
     refresh_ns=0,
 )
-"""1.6 GB/s with a latency and nothing else, for tests."""
+"""A latency and nothing else, for tests."""
 
 DRAMS = {spec.name: spec for spec in (DDR3_1050_X16, DDR4_2400_X64, SDR_65_X16, IDEAL)}
 """By name, which is that of ``FabricConfig.dram``."""
@@ -299,9 +305,8 @@ def traffic(
     """
     if not 1 <= ports <= 8 or port_bytes not in (4, 8, 16) or not 1 <= beats <= 16:
         raise ValueError(f"ports={ports} (1..8), port_bytes={port_bytes} (4, 8, 16), beats={beats}")
-    lib = ctypes.CDLL(
-        str(shared_library("dram", Path(__file__).with_name("dram_traffic.cpp"), "dram.h"))
-    )
+    source = Path(__file__).with_name("dram_traffic.cpp")
+    lib = ctypes.CDLL(str(shared_library("dram", source, "dram.h", "dram_bursts.h")))
     lib.tf_traffic.restype = None
     parameters, moved = spec.parameters(clock_mhz), (ctypes.c_uint64 * 2)()
     lib.tf_traffic(

@@ -39,6 +39,9 @@ RUN_CHUNK = 1 << 17  # cycles between looks for Ctrl-C
 PROBE = 'public_flat_rd -module "top" -var "{}"\n'
 LITE_CYCLES = 10_000  # a register access without an answer by then never gets one
 
+HARNESS = Path(__file__).parent / "harness.cpp"
+HEADERS = sorted(HARNESS.parent.glob("*.h"))  # what it includes, and dram.h includes
+
 DEFAULT_BASE = 0x1000_0000
 
 
@@ -53,7 +56,7 @@ def build(
     port_bytes: int,
     probes: Sequence[str] = (),
     waves: bool = False,
-    harness: Path = Path(__file__).parent / "harness.cpp",
+    harness: Path = HARNESS,
     progress: Progress | None = None,
 ) -> Path:
     """The shared library of a design, from the cache if its like has been built before.
@@ -68,8 +71,7 @@ def build(
     """
     if not 1 <= ports <= 8 or port_bytes not in (4, 8, 16):
         raise ValueError(f"ports={ports} (1..8), port_bytes={port_bytes} (4, 8 or 16)")
-    sources = (harness, Path(__file__).parent / "dram.h")
-    texts = {path.name: path.read_text() for path in sources}
+    texts = {path.name: path.read_text() for path in (harness, *HEADERS)}
     texts["ports.h"] = ports_header(ports, port_bytes, probes)
     texts["probes.vlt"] = "`verilator_config\n" + "".join(PROBE.format(name) for name in probes)
     return _build(verilog, texts, waves, progress)
@@ -209,7 +211,7 @@ BUS_USE = np.dtype(
     [("start", "i8"), ("end", "i8"), ("accepted", "i8"), ("arrival", "i8"), ("enter", "i8"),
      ("done", "i8"), ("address", "u4"), ("bytes", "u2"), ("port", "u1"), ("use", "u1")]
 )  # fmt: skip
-"""``struct BusUse`` of dram.h: ``start`` and ``end`` in cycles << 16, the others in cycles."""
+"""``struct BusUse`` of dram_bursts.h: ``start`` and ``end`` in cycles << 16, others in cycles."""
 READ, WRITE, REFRESH, TURN = range(4)  # ``use``
 
 

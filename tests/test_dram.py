@@ -1,7 +1,7 @@
 """The DRAM model against what vendors and designs have measured."""
 
 import pytest
-from tokenfabric.core.config import preset
+from tokenfabric.core.config import PRESETS, PUBLISHED, Dram, preset
 from tokenfabric.sim.dram import (
     DDR3_1050_X16,
     DDR4_2400_X64,
@@ -131,6 +131,25 @@ def test_the_controller_looks_ahead():
 def test_refresh_takes_its_share():
     without = total(DDR3_1050_X16.replace(refresh_interval_ns=0))
     assert without - total(DDR3_1050_X16) == pytest.approx(100 * 260 / 7800, abs=0.7)
+
+
+def test_each_published_memory_has_a_model_with_its_peak():
+    assert DRAMS.keys() == PUBLISHED.keys()
+    for name, spec in DRAMS.items():
+        assert spec.published is PUBLISHED[name] and spec.name == name
+        assert spec.peak_bytes_per_second == PUBLISHED[name].peak_bytes_per_s
+    assert all(cfg.dram is PUBLISHED[cfg.dram.name] for cfg in PRESETS.values())
+    rates = {name: spec.transfers_mts for name, spec in DRAMS.items()}
+    assert rates == {"ddr3-1050-x16": 1050, "ddr4-2400-x64": 2400, "sdr-65-x16": 65, "none": 800}
+
+
+def test_the_published_peak_sets_the_time_of_an_access():
+    half = Dram(name="half", peak_bytes_per_s=1.05e9, reachable=1.0)
+    slow = DDR3_1050_X16.replace(published=half)
+    before, after = (spec.parameters(100).read_access for spec in (DDR3_1050_X16, slow))
+    assert after == pytest.approx(2 * before, abs=1)
+    with pytest.raises(ValueError, match="half: max_writes=0 is not in"):
+        slow.replace(max_writes=0)
 
 
 def test_specs_are_checked():

@@ -7,14 +7,11 @@ from dataclasses import replace
 import pytest
 from presets import TINY16
 from small_models import ODD, SMALL
-from tokenfabric.compiler.compile import compile_model
 from tokenfabric.compiler.timing import ERROR, estimate_decode, estimate_prefill
 from tokenfabric.core.config import preset
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.shape import shape_from
-from tokenfabric.host.perf import measure_decode, measure_prefill
-from tokenfabric.quant.qmodel import QModel
-from tokenfabric.sim.devices import make_device
+from tokenfabric.sim.measure import measure_on, simulated
 
 # tokenfabric perf --preset P --shape S --context T
 DECODE = [
@@ -54,10 +51,9 @@ def test_prefill_takes_the_cycles_that_were_measured(name, shape, rows, cycles, 
 @pytest.mark.parametrize("cfg", [preset("tiny"), TINY16, preset("pynq-z2")], ids=lambda c: c.name)
 @pytest.mark.parametrize("shape", [SMALL, replace(ODD, hidden=300, layers=3)], ids=["even", "odd"])
 def test_the_hardware_of_today_is_as_fast_as_the_model_says(cfg, shape):
-    image = compile_model(QModel.random(shape, 0), cfg)
-    device = make_device("verilator", cfg, image.memory())
-    decode = measure_decode(device, cfg, image, 40)
-    prefill = measure_prefill(device, cfg, image, 21)
+    device, image = simulated(cfg, shape)
+    decode = measure_on(device, cfg, image, context=40)
+    prefill = measure_on(device, cfg, image, rows=21)
     for measured, found in (
         (decode, estimate_decode(cfg, shape, 40)),
         (prefill, estimate_prefill(cfg, shape, 21)),

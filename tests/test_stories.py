@@ -7,7 +7,9 @@ import re
 import sys
 
 import grammar
+import plots
 import pytest
+import words
 from conftest import ROOT
 from grammar import PLOTS, stories, tell
 from tokenfabric.core.errors import UserError
@@ -69,6 +71,31 @@ def test_state_is_carried_through(plot):
         told = names & set(re.findall(r"[A-Z][a-z]+", story.text))
         assert story.hero.name in told <= {story.hero.name, story.friend.name}, story.text
         assert story.hero.name != story.friend.name
+
+
+def test_plots_name_only_what_a_story_has():
+    rng = random.Random(5)
+    for hero in (grammar.Character("Tom", "boy", "he"), grammar.Character("Coco", "fox", "she")):
+        slots = grammar._slots(rng, hero, grammar.Character("Mia", "girl", "she"))
+        beats = [beat for plot in PLOTS.values() for beat in plot]
+        for template in (*beats, *plots.OPENINGS, *plots.CLOSINGS, *plots.LIFE, *slots.values()):
+            assert set(re.findall(r"{(\w+)}", template)) <= slots.keys(), template
+            assert template.count("[") == template.count("]"), template
+            assert template == template.strip() and "\n" not in template, template
+
+
+def test_every_word_can_be_told():
+    """No list of words is left over: each of its entries turns up in some story."""
+    told = " ".join(stories(11, 4000))
+    for name in ("COLORS", "WEATHER", "TRAITS", "PLANTS", "LURES", "GUIDES", "MAGIC", "RACES"):
+        for entry in getattr(words, name):
+            assert re.search(rf"\b{entry}\b", told), (name, entry)
+    for name in ("TOYS", "PLACES", "ANIMALS", "PARENTS"):
+        for entry in getattr(words, name):
+            assert entry in told, (name, entry)
+    for name in ("RESCUES", "FEARS", "BUILDS", "BREAKS", "BAKES", "PRESENTS"):
+        for entry, *_ in getattr(words, name):
+            assert entry in told, (name, entry)
 
 
 def test_unknown_plot():
@@ -140,19 +167,19 @@ needs_torch = pytest.mark.skipif(torch_missing(), reason="needs tokenfabric[trai
 def test_model_tells_a_whole_story():
     """In transformers, an implementation that is not ours, and with the logits of ours."""
     transformers = pytest.importorskip("transformers")
+    import llama
     import tokenizers
     import torch
-    import train
 
     tokenizer = tokenizers.Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     model = transformers.LlamaForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}
-    tokens = [train.BOS, *tokenizer.encode("Once upon a time").ids]
-    told = train.greedy(weights, train.Shape(), tokens)
-    assert told[-1] == train.EOS and len(told) > 80
+    tokens = [llama.BOS, *tokenizer.encode("Once upon a time").ids]
+    told = llama.greedy(weights, llama.Shape(), tokens)
+    assert told[-1] == llama.EOS and len(told) > 80
     with torch.no_grad():
         theirs = model(torch.tensor([told])).logits
-    ours = train.forward(weights, train.Shape(), torch.tensor([told]))
+    ours = llama.forward(weights, llama.Shape(), torch.tensor([told]))
     torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-3)
 
 
@@ -162,9 +189,11 @@ def test_model_tells_a_whole_story():
 @pytest.mark.slow
 @needs_torch
 def test_training_lowers_the_loss_and_writes_a_model(tmp_path):
+    import llama
+    import model_files
     import train
 
-    shape = train.Shape(
+    shape = llama.Shape(
         vocab_size=512,
         hidden_size=32,
         num_hidden_layers=1,
@@ -186,11 +215,11 @@ def test_training_lowers_the_loss_and_writes_a_model(tmp_path):
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (out / name).read_bytes() == files[name]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
-    assert sorted(path.name for path in out.iterdir()) == sorted(train.FILES)
+    assert sorted(path.name for path in out.iterdir()) == sorted(model_files.FILES)
 
     safetensors = pytest.importorskip("safetensors.torch")
     weights = safetensors.load_file(out / "model.safetensors")
-    assert weights.keys() == train.init_weights(shape, 1).keys()
+    assert weights.keys() == llama.init_weights(shape, 1).keys()
 
 
 @needs_torch
@@ -216,6 +245,8 @@ def test_bad_options_are_one_line(tmp_path, capsys):
 
 @needs_torch
 def test_interrupted_training_leaves_everything_as_it_was(tmp_path, monkeypatch, capsys):
+    import llama
+    import model_files
     import train
 
     def interrupt(*args):
@@ -224,9 +255,9 @@ def test_interrupted_training_leaves_everything_as_it_was(tmp_path, monkeypatch,
     monkeypatch.setattr(train, "train", interrupt)
     assert train.main(["-o", str(tmp_path / "model")]) == 130
     assert "as it was" in capsys.readouterr().err
-    monkeypatch.setattr(train, "write_safetensors", interrupt)
+    monkeypatch.setattr(model_files, "write_safetensors", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train.write_model(tmp_path / "model", {}, train.Shape(), None, "")
+        model_files.write_model(tmp_path / "model", {}, llama.Shape(), None, "")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,7 @@
 """The Verilated device: data, faults, protocol checks, and the cache of builds."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -456,6 +457,36 @@ def test_cache(cache, texts):
     assert build(changed, ports=2, port_bytes=8, progress=messages.append) != found
     assert any("Verilator" in message for message in messages)
     assert sorted(p.name for p in found.parent.iterdir()) == ["build.log", "top.so", "top.v"]
+
+
+def test_another_header_is_another_build(monkeypatch, tmp_path):
+    """Every file that the harness includes is in the key of the cache."""
+    keys = []
+
+    def cached(kind, key, make, progress):
+        keys.append(key)
+        return tmp_path
+
+    monkeypatch.setattr(verilator, "cached", cached)
+
+    def key(headers) -> str:
+        monkeypatch.setattr(verilator, "HEADERS", headers)
+        build("module top; endmodule", ports=2, port_bytes=8)
+        return keys[-1]
+
+    headers = verilator.HEADERS
+    assert key(headers) == key(headers)
+    for header in headers:
+        changed = tmp_path / header.name
+        changed.write_text(header.read_text() + "// changed")
+        assert key([changed if h is header else h for h in headers]) != keys[0], header.name
+
+
+def test_the_harness_gets_all_headers_of_ours_that_it_includes():
+    given = {verilator.HARNESS.name, "ports.h", *(path.name for path in verilator.HEADERS)}
+    for path in (verilator.HARNESS, *verilator.HEADERS):
+        included = set(re.findall(r'^#include "(.*)"', path.read_text(), re.M))
+        assert {name for name in included if not name.lower().startswith("v")} <= given, path.name
 
 
 def test_interrupt_leaves_nothing_behind(cache, texts):

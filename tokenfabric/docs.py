@@ -28,6 +28,38 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> Iterator[st
     yield ""
 
 
+def _list(names: Iterable[str | None]) -> str:
+    """Names in the order they come in, as English writes them."""
+    words = [f"`{name}`" for name in names]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _hardware(op: isa.Op) -> str:
+    """Which unit works on an operation, with which shared parts, and what it has to wait for."""
+    row, waits = isa.OPERATIONS[op], isa.shares(op)
+    unit = f"Unit: `{row.unit.name}`." if row.unit else "Unit: none, the sequencer."
+    used = _list(part.name for part in isa.Part if part in row.parts)
+    shared = f" Shared parts: {used}." if row.parts else ""
+    idle = _list(unit.name for unit in isa.Unit if unit in waits)
+    return f"{unit}{shared} Whatever `wait` says, it waits until {idle} {_be(waits)} idle."
+
+
+def _be(units: isa.Unit) -> str:
+    return "is" if bin(units).count("1") == 1 else "are"
+
+
+def _parts() -> Iterator[str]:
+    yield "## Shared parts"
+    yield ""
+    yield (
+        "Hardware that operations of different units use, and that serves one unit at a time: the "
+        "sequencer keeps them apart. What else an instruction must wait for, its `wait` says."
+    )
+    yield ""
+    rows = ((f"`{part.name}`", part.value) for part in isa.Part)
+    yield from _table(("part", "what it is"), rows)
+
+
 def _instructions() -> Iterator[str]:
     yield "## Instructions"
     yield ""
@@ -47,6 +79,9 @@ def _instructions() -> Iterator[str]:
         if names:
             yield "Reads " + ", ".join(f"`{name}`" for name in names.split()) + "."
             yield ""
+        yield _hardware(op)
+        yield ""
+    yield from _parts()
     yield "## Fields"
     yield ""
     rows, at = [], 0
@@ -71,7 +106,8 @@ def _descriptor() -> Iterator[str]:
     yield "## Job descriptor"
     yield ""
     yield (
-        "32-bit little-endian words at device address 0. The row table follows at word "
+        f"32-bit little-endian words at device address {isa.JOB:#010x}, where the job window "
+        "begins. The row table follows at word "
         f"{isa.DESCRIPTOR_WORDS}, {isa.ROW_WORDS} words a row."
     )
     yield ""

@@ -122,15 +122,11 @@ def measure(
     shape: str, preset: str, *, context: int = 64, rows: int | None = None
 ) -> dict[str, Any]:
     """What ``tokenfabric perf`` measures: decoding, or the prefill of ``rows`` tokens."""
-    from tokenfabric.commands.perf import simulated
     from tokenfabric.core.config import preset as config
     from tokenfabric.core.shape import shape_from
-    from tokenfabric.host.perf import measure_decode, measure_prefill
+    from tokenfabric.sim import measure as simulation
 
-    cfg = config(preset)
     with Progress() as progress:
-        device, image = simulated(cfg, shape_from(shape), progress)
-        progress("simulating")
-        if rows is None:
-            return measure_decode(device, cfg, image, context)
-        return measure_prefill(device, cfg, image, rows)
+        return simulation.measure(
+            config(preset), shape_from(shape), context=context, rows=rows, progress=progress
+        )

@@ -12,12 +12,10 @@ of floating-point sums.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import random
 import shlex
-import shutil
 import sys
 import tempfile
 import time
@@ -31,6 +29,8 @@ from tokenfabric.core.errors import UserError
 try:
     import torch
     import torch.nn.functional as F
+    from llama import BOS, EOS, Shape, Weights, forward, greedy, init_weights
+    from model_files import CARD, check_output, write_model
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from torch import Tensor
 except ImportError as error:
@@ -40,32 +40,8 @@ except ImportError as error:
         sys.exit(2)
     raise UserError(MISSING) from error
 
-BOS, EOS = 0, 1
 PLATEAU = (1, 2)  # the part of the training, as a fraction, before the learning rate falls
-FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "README.md",
-)
 PROMPTS = ("Once upon a time", "One windy day, Lily", "The little fox")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of the model, under the names that config.json gives them."""
-
-    vocab_size: int = 1024
-    hidden_size: int = 96
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 6
-    num_key_value_heads: int = 3
-    head_dim: int = 16
-    intermediate_size: int = 256
-    max_position_embeddings: int = 256
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
 
 
 @dataclass(frozen=True)
@@ -79,87 +55,6 @@ class Recipe:
     stories: int = 20_000
     batch: int = 4
     rate: float = 3e-3
-
-
-# --- the model ---------------------------------------------------------------------------------
-
-Weights = dict[str, Tensor]
-
-
-def init_weights(shape: Shape, seed: int) -> Weights:
-    """Random weights under the names that ``transformers.LlamaForCausalLM`` gives them."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def matrix(rows: int, columns: int, std: float) -> Tensor:
-        return torch.randn(rows, columns, generator=generator) * std
-
-    dim, hidden = shape.hidden_size, shape.intermediate_size
-    heads = shape.num_attention_heads * shape.head_dim
-    kv = shape.num_key_value_heads * shape.head_dim
-    # What is added to the residual stream starts smaller, so that its variance does not grow with
-    # the number of layers (Radford et al., GPT-2, 2019).
-    std, out_std = dim**-0.5, dim**-0.5 / math.sqrt(2 * shape.num_hidden_layers)
-    weights = {"model.embed_tokens.weight": matrix(shape.vocab_size, dim, 0.02)}
-    for layer in range(shape.num_hidden_layers):
-        p = f"model.layers.{layer}."
-        weights[p + "input_layernorm.weight"] = torch.ones(dim)
-        weights[p + "self_attn.q_proj.weight"] = matrix(heads, dim, std)
-        weights[p + "self_attn.k_proj.weight"] = matrix(kv, dim, std)
-        weights[p + "self_attn.v_proj.weight"] = matrix(kv, dim, std)
-        weights[p + "self_attn.o_proj.weight"] = matrix(dim, heads, out_std)
-        weights[p + "post_attention_layernorm.weight"] = torch.ones(dim)
-        weights[p + "mlp.gate_proj.weight"] = matrix(hidden, dim, std)
-        weights[p + "mlp.up_proj.weight"] = matrix(hidden, dim, std)
-        weights[p + "mlp.down_proj.weight"] = matrix(dim, hidden, out_std)
-    weights["model.norm.weight"] = torch.ones(dim)
-    return weights
-
-
-def forward(weights: Weights, shape: Shape, tokens: Tensor) -> Tensor:
-    """Logits, float [batch, time, vocab], for tokens, int64 [batch, time]."""
-    batch, time_ = tokens.shape
-    size, eps = shape.head_dim, shape.rms_norm_eps
-    frequency = shape.rope_theta ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
-    angle = torch.arange(time_, dtype=torch.float32)[:, None] * frequency
-    cos, sin = angle.cos(), angle.sin()
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        return F.rms_norm(x, (shape.hidden_size,), weights[name], eps)
-
-    def heads(x: Tensor, name: str, rotate: bool) -> Tensor:
-        x = F.linear(x, weights[name]).view(batch, time_, -1, size).transpose(1, 2)
-        if not rotate:
-            return x
-        low, high = x.chunk(2, -1)  # the two halves of a head rotate against each other
-        return torch.cat([low * cos - high * sin, high * cos + low * sin], -1)
-
-    embedding = weights["model.embed_tokens.weight"]
-    x = F.embedding(tokens, embedding)
-    for layer in range(shape.num_hidden_layers):
-        p = f"model.layers.{layer}."
-        y = norm(x, p + "input_layernorm.weight")
-        q = heads(y, p + "self_attn.q_proj.weight", rotate=True)
-        k = heads(y, p + "self_attn.k_proj.weight", rotate=True)
-        v = heads(y, p + "self_attn.v_proj.weight", rotate=False)
-        group = shape.num_attention_heads // shape.num_key_value_heads
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        y = y.transpose(1, 2).reshape(batch, time_, -1)
-        x = x + F.linear(y, weights[p + "self_attn.o_proj.weight"])
-        y = norm(x, p + "post_attention_layernorm.weight")
-        gate = F.silu(F.linear(y, weights[p + "mlp.gate_proj.weight"]))
-        y = gate * F.linear(y, weights[p + "mlp.up_proj.weight"])
-        x = x + F.linear(y, weights[p + "mlp.down_proj.weight"])
-    return F.linear(norm(x, "model.norm.weight"), embedding)
-
-
-@torch.no_grad()
-def greedy(weights: Weights, shape: Shape, tokens: Sequence[int]) -> list[int]:
-    """``tokens`` continued with the most likely token, up to EOS or the end of the context."""
-    out = list(tokens)
-    while len(out) < shape.max_position_embeddings and (len(out) == len(tokens) or out[-1] != EOS):
-        out.append(int(forward(weights, shape, torch.tensor([out]))[0, -1].argmax()))
-    return out
 
 
 # --- the data ----------------------------------------------------------------------------------
@@ -303,119 +198,6 @@ class Progress:
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-# --- the output --------------------------------------------------------------------------------
-
-
-def write_safetensors(path: Path, weights: Weights) -> None:
-    """Write float16 weights in the safetensors format, entries in the order of ``weights``."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, w in weights.items():
-        end = offset + 2 * w.numel()
-        header[name] = {"dtype": "F16", "shape": list(w.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for w in weights.values():
-            file.write(w.to(torch.float16).contiguous().numpy().astype("<f2").tobytes())
-
-
-def write_model(out: Path, weights: Weights, shape: Shape, tokenizer: Tokenizer, card: str) -> None:
-    """Write the directory ``out`` as a whole: it is complete, or it is what it was before.
-
-    An ``out`` that exists is replaced if it holds nothing but files written here.
-    """
-    check_output(out)
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": True,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
-        "torch_dtype": "float16",
-        **asdict(shape),
-    }
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        new, old = temporary / "new", temporary / "old"
-        new.mkdir()
-        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        generation = {"bos_token_id": BOS, "eos_token_id": EOS}
-        (new / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-        write_safetensors(new / "model.safetensors", weights)
-        tokenizer.save(str(new / "tokenizer.json"))
-        (new / "README.md").write_text(card)
-        if out.exists():
-            out.rename(old)
-        try:
-            new.rename(out)
-        except BaseException:
-            if old.exists():
-                old.rename(out)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_output(out: Path) -> None:
-    """Raise a UserError if ``out`` exists and is anything but an earlier output."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UserError(f"{out} is not a directory; choose another -o")
-    others = sorted(p.name for p in out.iterdir() if p.name not in FILES)
-    if others:
-        raise UserError(
-            f"{out} holds {others[0]!r}, which is not ours to replace; choose another -o"
-        )
-
-
-CARD = """\
----
-license: apache-2.0
-language: en
-library_name: transformers
-pipeline_tag: text-generation
----
-
-# stories: a Llama of {parameters:,} weights that tells children's stories
-
-It ships with tokenfabric so that something worth reading comes out of the hardware without
-downloading anything. Everything it knows comes from a small grammar
-(`models/stories/grammar.py`); no text or model of anybody else was used.
-
-| | |
-|---|---|
-| Architecture | Llama: {num_hidden_layers} layers, dim {hidden_size}, \
-{num_attention_heads} heads of {head_dim}, {num_key_value_heads} KV heads, \
-hidden {intermediate_size}, tied embeddings |
-| Vocabulary | {vocab_size}, byte-level BPE; `<bos>` = 0 (prepend it), `<eos>` = 1 |
-| Context | {max_position_embeddings} tokens, longer than any story |
-| Weights | float16 |
-| Trained on | {stories:,} generated stories, {seen:.1f} M tokens in {steps} steps |
-| Validation loss | {loss:.4f} nats per token on stories that it was not trained on |
-| Time | {time} minutes on {threads} thread(s) |
-| Made with | `{command}` |
-| PyTorch | {torch} |
-| Licence | Apache-2.0 |
-
-The seed fixes stories, tokenizer, initial weights and batches. The last bits of the weights also
-depend on the number of threads and the PyTorch version.
-
-It writes stories in the manner of its training text and nothing else: a prompt that is not the
-beginning of such a story gets a wild answer.
-
-## What it tells (greedy)
-
-{samples}
-"""
 
 
 def train(

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             preset = rate(spec, spec.config, shape, args.context, args.rows)
         except UserError:  # the model does not fit it
             preset = None
-        measured = [_measure(c, shape, args, progress) for c in found[: args.verify]]
+        measured = _simulate(found[: args.verify], shape, args, progress)
     _print(args, spec, found, best, preset, measured)
     if args.save is not None:
         from tokenfabric.core.config import write_preset
@@ -107,25 +107,16 @@ def _described(candidate: Candidate) -> dict[str, Any]:
     return {**asdict(candidate), "size": candidate.size}
 
 
-def _measure(
-    candidate: Candidate, shape: ModelShape, args: argparse.Namespace, progress: Progress
-) -> dict[str, Any]:
+def _simulate(
+    candidates: list[Candidate], shape: ModelShape, args: argparse.Namespace, progress: Progress
+) -> list[dict[str, Any]]:
     """The same figures, of the simulated hardware."""
-    from tokenfabric.compiler.compile import compile_model
-    from tokenfabric.host.perf import measure_decode, measure_prefill
-    from tokenfabric.quant.qmodel import QModel
-    from tokenfabric.sim.devices import verilated
+    if not candidates:
+        return []
+    from tokenfabric.sim.measure import measure
 
-    cfg = candidate.cfg
-    progress("making a random model")
-    image = compile_model(
-        QModel.random(shape, 0), cfg, progress=lambda done, all_: progress("compiling", done, all_)
-    )
-    device = verilated(cfg, image.memory(), progress=progress)
-    progress("simulating")
-    if args.rows is None:
-        return measure_decode(device, cfg, image, args.context)
-    return measure_prefill(device, cfg, image, args.rows)
+    wanted = {"context": args.context, "rows": args.rows, "progress": progress}
+    return [measure(candidate.cfg, shape, **wanted) for candidate in candidates]
 
 
 def _title(args: argparse.Namespace, spec: BoardSpec) -> str:

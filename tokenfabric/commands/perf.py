@@ -21,9 +21,7 @@ from tokenfabric.core.errors import UserError
 from tokenfabric.progress import Progress
 
 if TYPE_CHECKING:
-    from tokenfabric.core.config import FabricConfig
     from tokenfabric.core.image import Image
-    from tokenfabric.core.shape import ModelShape
     from tokenfabric.sim.devices import VerilatedDevice
 
 WEIGHTS = ("w8",)
@@ -74,36 +72,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def simulated(
-    cfg: FabricConfig, shape: ModelShape, progress: Progress
-) -> tuple[VerilatedDevice, Image]:
-    """A simulated accelerator, and a random model of this shape for it."""
-    from tokenfabric.compiler.compile import compile_model
-    from tokenfabric.quant.qmodel import QModel
-    from tokenfabric.sim.devices import verilated
-
-    progress("making a random model")
-    model = QModel.random(shape, 0)
-    image = compile_model(
-        model, cfg, progress=lambda done, total: progress("compiling", done, total)
-    )
-    return verilated(cfg, image.memory(), progress=progress), image
-
-
 def _measure(args: argparse.Namespace, cfg: Any, shape: Any, progress: Progress) -> dict[str, Any]:
     from hashlib import sha256
 
     from tokenfabric.flow.verilog import cached_verilog
-    from tokenfabric.host.perf import measure_decode, measure_prefill
+    from tokenfabric.sim.measure import measure_on, simulated
 
     device, image = simulated(cfg, shape, progress)
     watched = args.account or args.timeline is not None
     device.record(watched)
     progress("simulating")
-    if args.rows is None:
-        result = measure_decode(device, cfg, image, args.context)
-    else:
-        result = measure_prefill(device, cfg, image, args.rows)
+    result = measure_on(device, cfg, image, context=args.context, rows=args.rows)
     if watched:
         progress("accounting")
         result.update(_explain(args, device, image, result))
