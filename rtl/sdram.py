@@ -94,6 +94,132 @@ def refuse(chip: SdramChip, clock_mhz: float) -> None:
         raise ValueError(f"{chip.name} cannot be run at {clock_mhz:g} MHz in this way")
 
 
+class RefreshTimer(wiring.Component):
+    """When the chip has to be refreshed.
+
+    Members: ``tick`` (Out: for one cycle in every interval); ``due`` (Out: from the cycle after a
+    tick until ``done``); ``done`` (In: for one cycle).
+    """
+
+    def __init__(self, interval: int):
+        self.interval = interval
+        super().__init__({"tick": Out(1), "due": Out(1), "done": In(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        timer = Signal(range(self.interval + 1))
+        m.d.sync += [
+            timer.eq(Mux(self.tick, 0, timer + 1)),
+            self.tick.eq(timer == self.interval - 1),
+        ]
+        with m.If(self.tick):
+            m.d.sync += self.due.eq(1)
+        with m.If(self.done):
+            m.d.sync += self.due.eq(0)
+        return m
+
+
+class OpenRows(wiring.Component):
+    """Which row of each bank is open, and whether it is the one that the next access needs.
+
+    Members: ``bank``, ``row`` (In: of the next access), ``look`` (In: it is there, and no command
+    is being given); ``settled`` (Out: ``is_open`` and ``hit`` are about it), ``is_open`` (Out: a
+    row of its bank is), ``hit`` (Out: if so, its own); ``activate`` (In: ``row`` of ``bank``
+    opens), ``close`` (In: the row of ``bank`` closes), ``close_all`` (In). Outputs are registers.
+    """
+
+    def __init__(self, chip: SdramChip):
+        self.chip = chip
+        super().__init__(
+            {
+                "bank": In(chip.bank_bits),
+                "row": In(chip.row_bits),
+                **{name: In(1) for name in ("look", "activate", "close", "close_all")},
+                **{name: Out(1) for name in ("settled", "is_open", "hit")},
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        is_open = Signal(1 << self.chip.bank_bits)
+        rows = Array(Signal(self.chip.row_bits, name=f"row_{i}") for i in range(len(is_open)))
+        one_hot = Const(1, len(is_open)) << self.bank
+        m.d.sync += [
+            self.settled.eq(self.look),
+            self.is_open.eq(is_open.bit_select(self.bank, 1)),
+            self.hit.eq(rows[self.bank] == self.row),
+        ]
+        with m.If(self.activate):
+            m.d.sync += [rows[self.bank].eq(self.row), is_open.eq(is_open | one_hot)]
+        with m.If(self.close):
+            m.d.sync += is_open.eq(is_open & ~one_hot)
+        with m.If(self.close_all):
+            m.d.sync += is_open.eq(0)
+        return m
+
+
+class SdramPads(wiring.Component):
+    """Commands and words on their way to the pins and back, the last registers in the pads.
+
+    Members: ``command``, ``bank``, ``address`` (In: on the pins PIN_CYCLES later); ``access`` (In:
+    the one that is taken), ``write``, ``read`` (In: its burst begins with this command);
+    ``r_valid``, ``r_data``, ``r_tag`` (Out: LATENCY cycles after ``read``); ``pins`` (Out).
+
+    The drivers are on from a cycle before the words to the end of the last.
+    """
+
+    def __init__(self, chip: SdramChip):
+        self.chip = chip
+        super().__init__(
+            {
+                "command": In(3),
+                "bank": In(chip.bank_bits),
+                "address": In(13),
+                "access": In(access(chip)),
+                "write": In(1),
+                "read": In(1),
+                "r_valid": Out(1),
+                "r_data": Out(8 * BEAT),
+                "r_tag": Out(3),
+                "pins": Out(pins(chip)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        now, taken = self.access, self.write | self.read
+        more = COLUMNS - 1  # words after the first
+        words, masks = Signal(16 * more, reset_less=True), Signal(2 * more, reset_less=True)
+        going = Signal(COLUMNS)
+        mask = Mux(now.write, ~now.strobe, 0)
+        m.d.sync += [
+            going.eq(Cat(self.write, going)),
+            self.pins.dq_oe.eq(self.write | going.any()),
+            words.eq(Mux(taken, now.data[16:], words[16:])),
+            masks.eq(Mux(taken, mask[2:], masks[2:])),
+        ]
+        for name, value in (
+            ("command", self.command),
+            ("bank", self.bank),
+            ("address", self.address),
+            ("mask", Mux(taken, mask[:2], masks[:2])),
+            ("dq_o", Mux(taken, now.data[:16], words[:16])),
+        ):
+            pin = getattr(self.pins, name)
+            for stage in range(PIN_CYCLES):
+                later = Signal.like(pin, name=f"{name}_{stage}", reset_less=True)
+                m.d.sync += later.eq(value)
+                value = later
+            m.d.comb += pin.eq(value)
+        captured = delays(m, self.pins.dq_i, COLUMNS, name="captured")[1:]
+        m.d.comb += [
+            self.r_valid.eq(delay(m, self.read, LATENCY, "reading", reset_less=False)),
+            self.r_data.eq(Cat(*reversed(captured))),
+            self.r_tag.eq(delay(m, now.tag, LATENCY, "tag")),
+        ]
+        return m
+
+
 class SdramController(wiring.Component):
     """One access per burst of two columns: every two cycles where rows are open.
 
@@ -101,8 +227,8 @@ class SdramController(wiring.Component):
     walk through memory changes the bank with every row. Refreshes come in time, whatever is asked
     for. In order.
 
-    Members: ``i`` (In: stream of :func:`access`); ``r_valid``, ``r_data``, ``r_tag``: what was
-    read, ``LATENCY`` cycles after its access was taken; ``pins`` (Out: :func:`pins`).
+    Members: ``i`` (In: stream of :func:`access`); ``r_valid``, ``r_data``, ``r_tag`` (Out: what was
+    read, ``LATENCY`` cycles after its access was taken); ``pins`` (Out: :func:`pins`).
 
     The chip's clock is to come between two of the fabric's, see rtl/ulx3s.py.
     """
@@ -124,30 +250,36 @@ class SdramController(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        self.command, self.address = Signal(3, init=NOP), Signal(13)
-        self.bank = Signal(self.chip.bank_bits)
-        self.pause, self.busy = Signal(range(16)), Signal(range(16))  # cycles
-        self.open = Signal(1 << self.chip.bank_bits)
-        self.due = Signal()
+        m.submodules.timer = timer = RefreshTimer(self.interval)
+        m.submodules.rows = rows = OpenRows(self.chip)
+        m.submodules.pads = pads = SdramPads(self.chip)
+        pause, busy = Signal(range(16)), Signal(range(16))  # cycles
         now = self.i.payload
-        column, self.now_bank, self.row = self._split(now.addr)
-        m.d.comb += [self.command.eq(NOP), self.bank.eq(self.now_bank)]
-        m.d.sync += [
-            self.pause.eq(self.pause - (self.pause != 0)),
-            self.busy.eq(self.busy - (self.busy != 0)),
+        column, bank, row = self._split(now.addr)
+        wiring.connect(m, pads.pins, wiring.flipped(self.pins))
+        m.d.comb += [
+            rows.bank.eq(bank),
+            rows.row.eq(row),
+            rows.look.eq(self.i.valid & (pads.command == NOP)),
+            pads.command.eq(NOP),
+            pads.bank.eq(bank),
+            pads.access.eq(now),
+            pads.write.eq(self.i.ready & now.write),
+            pads.read.eq(self.i.ready & ~now.write),
+            *[
+                getattr(self, name).eq(getattr(pads, name))
+                for name in ("r_valid", "r_data", "r_tag")
+            ],
         ]
-        tick = self._ticks(m)
-        self._look(m)
+        m.d.sync += [pause.eq(pause - (pause != 0)), busy.eq(busy - (busy != 0))]
         with m.FSM():
-            self._boot(m, tick)
+            self._boot(m, timer.tick, pads, pause)
             with m.State("RUN"):
-                with m.If(self.due):
+                with m.If(timer.due):
                     m.next = "CLOSE"
-                with m.Elif(self.pause == 0):
-                    self._serve(m, column)
-            self._refresh(m)
-        self._write_pins(m, self.i.ready & now.write)
-        self._read_pins(m, self.i.ready & ~now.write)
+                with m.Elif(pause == 0):
+                    self._serve(m, rows, pads, column, pause, busy)
+            self._refresh(m, timer, rows, pads, pause, busy)
         return m
 
     def _split(self, addr):
@@ -158,16 +290,7 @@ class SdramController(wiring.Component):
         bank = addr[columns:][: self.chip.bank_bits]
         return column, bank, addr[columns + self.chip.bank_bits :]
 
-    def _ticks(self, m):
-        """``due`` once per interval; returns when."""
-        timer = Signal(range(self.interval + 1))
-        tick = Signal()
-        m.d.sync += [timer.eq(Mux(tick, 0, timer + 1)), tick.eq(timer == self.interval - 1)]
-        with m.If(tick):
-            m.d.sync += self.due.eq(1)
-        return tick
-
-    def _boot(self, m, tick):
+    def _boot(self, m, tick, pads, pause):
         left = Signal(range(self.boot_intervals + 1), init=self.boot_intervals)
         with m.State("POWER_UP"):
             with m.If(tick):
@@ -175,107 +298,46 @@ class SdramController(wiring.Component):
                 with m.If(left == 0):
                     m.next = "CLOSE"
         with m.State("MODE"):
-            with m.If(self.pause == 0):
-                m.d.comb += [self.command.eq(LOAD_MODE), self.address.eq(MODE), self.bank.eq(0)]
-                self._wait(m, self.pause, self.cycles["mode"])
+            with m.If(pause == 0):
+                m.d.comb += [pads.command.eq(LOAD_MODE), pads.address.eq(MODE), pads.bank.eq(0)]
+                m.d.sync += pause.eq(self.cycles["mode"] - 1)
                 m.next = "RUN"
 
-    def _look(self, m):
-        """Whether the row of the access at the input is open: known when both have settled."""
-        self.rows = Array(
-            Signal(self.chip.row_bits, name=f"row_{i}") for i in range(len(self.open))
-        )
-        self.settled, self.is_open, self.hit = Signal(), Signal(), Signal()
-        m.d.sync += [
-            self.settled.eq(self.i.valid & (self.command == NOP)),
-            self.is_open.eq(self.open.bit_select(self.now_bank, 1)),
-            self.hit.eq(self.rows[self.now_bank] == self.row),
-        ]
-
-    def _serve(self, m, column):
-        """The command that the access at the input needs next."""
+    def _serve(self, m, rows, pads, column, pause, busy):
+        """The command that the access at the input needs next; ``pause``: cycles until another."""
         write = self.i.payload.write
         writing = Signal()  # the last burst
-        quiet = self.busy == 0
-        one_hot = Const(1, len(self.open)) << self.now_bank
-        with m.If(self.settled & ~self.is_open):
-            m.d.comb += [self.command.eq(ACTIVATE), self.address.eq(self.row)]
-            m.d.sync += [self.rows[self.now_bank].eq(self.row), self.open.eq(self.open | one_hot)]
-            self._wait(m, self.pause, self.cycles["activate"])
-            self._wait(m, self.busy, QUIET + 1)
-        with m.Elif(self.settled & self.hit & (quiet | (write == writing))):
+        quiet = busy == 0
+        with m.If(rows.settled & ~rows.is_open):
+            m.d.comb += [pads.command.eq(ACTIVATE), pads.address.eq(rows.row), rows.activate.eq(1)]
+            m.d.sync += [pause.eq(self.cycles["activate"] - 1), busy.eq(QUIET)]
+        with m.Elif(rows.settled & rows.hit & (quiet | (write == writing))):
             m.d.comb += [
                 self.i.ready.eq(1),
-                self.command.eq(Mux(write, WRITE, READ)),
-                self.address.eq(column),
+                pads.command.eq(Mux(write, WRITE, READ)),
+                pads.address.eq(column),
             ]
-            m.d.sync += writing.eq(write)
-            self._wait(m, self.pause, COLUMNS)
-            self._wait(m, self.busy, QUIET + 1)
-        with m.Elif(self.settled & ~self.hit & quiet):
-            m.d.comb += self.command.eq(PRECHARGE)
-            m.d.sync += self.open.eq(self.open & ~one_hot)
-            self._wait(m, self.pause, self.cycles["precharge"])
+            m.d.sync += [writing.eq(write), pause.eq(COLUMNS - 1), busy.eq(QUIET)]
+        with m.Elif(rows.settled & ~rows.hit & quiet):
+            m.d.comb += [pads.command.eq(PRECHARGE), rows.close.eq(1)]
+            m.d.sync += pause.eq(self.cycles["precharge"] - 1)
 
-    def _refresh(self, m):
+    def _refresh(self, m, timer, rows, pads, pause, busy):
         left = Signal(range(BOOT_REFRESHES + 1), init=BOOT_REFRESHES)
         with m.State("CLOSE"):
-            with m.If((self.pause == 0) & (self.busy == 0)):
-                m.d.comb += [self.command.eq(PRECHARGE), self.address.eq(ALL_BANKS)]
-                m.d.sync += [self.open.eq(0), self.due.eq(0)]
-                self._wait(m, self.pause, self.cycles["precharge"])
+            with m.If((pause == 0) & (busy == 0)):
+                m.d.comb += [pads.command.eq(PRECHARGE), pads.address.eq(ALL_BANKS)]
+                m.d.comb += [rows.close_all.eq(1), timer.done.eq(1)]
+                m.d.sync += pause.eq(self.cycles["precharge"] - 1)
                 m.next = "REFRESH"
         with m.State("REFRESH"):
-            with m.If(self.pause == 0):
-                m.d.comb += self.command.eq(REFRESH)
-                m.d.sync += left.eq(left - (left != 0))
-                self._wait(m, self.pause, self.cycles["refresh"])
+            with m.If(pause == 0):
+                m.d.comb += pads.command.eq(REFRESH)
+                m.d.sync += [left.eq(left - (left != 0)), pause.eq(self.cycles["refresh"] - 1)]
                 with m.If(left == 1):
                     m.next = "MODE"
                 with m.Elif(left == 0):
                     m.next = "RUN"
-
-    def _wait(self, m, counter, cycles):
-        """The next command that heeds ``counter`` comes so many cycles after this one."""
-        m.d.sync += counter.eq(cycles - 1)
-
-    def _write_pins(self, m, start):
-        """Commands and words through two registers, the second of them in the pad.
-
-        The drivers are on from a cycle before the words to the end of the last.
-        """
-        now = self.i.payload
-        more = COLUMNS - 1  # words after the first
-        words, masks = Signal(16 * more, reset_less=True), Signal(2 * more, reset_less=True)
-        going = Signal(COLUMNS)
-        mask = Mux(now.write, ~now.strobe, 0)
-        m.d.sync += [
-            going.eq(Cat(start, going)),
-            self.pins.dq_oe.eq(start | going.any()),
-            words.eq(Mux(self.i.ready, now.data[16:], words[16:])),
-            masks.eq(Mux(self.i.ready, mask[2:], masks[2:])),
-        ]
-        for name, value in (
-            ("command", self.command),
-            ("bank", self.bank),
-            ("address", self.address),
-            ("mask", Mux(self.i.ready, mask[:2], masks[:2])),
-            ("dq_o", Mux(self.i.ready, now.data[:16], words[:16])),
-        ):
-            pin = getattr(self.pins, name)
-            for stage in range(PIN_CYCLES):
-                later = Signal.like(pin, name=f"{name}_{stage}", reset_less=True)
-                m.d.sync += later.eq(value)
-                value = later
-            m.d.comb += pin.eq(value)
-
-    def _read_pins(self, m, start):
-        captured = delays(m, self.pins.dq_i, COLUMNS, name="captured")[1:]
-        m.d.comb += [
-            self.r_valid.eq(delay(m, start, LATENCY, "reading", reset_less=False)),
-            self.r_data.eq(Cat(*reversed(captured))),
-            self.r_tag.eq(delay(m, self.i.payload.tag, LATENCY, "tag")),
-        ]
 
 
 class SdramMemory(wiring.Component):

@@ -99,6 +99,35 @@ class MatmulRows(wiring.Component):
         return m
 
 
+class Clearance(wiring.Component):
+    """Whether an instruction may start: every unit that it has to wait for is idle.
+
+    Members: ``op``, ``wait`` (In: of the instruction), ``busy`` (In: bits of ``isa.Unit``);
+    ``clear`` (Out: register: it was so in the cycle before).
+    """
+
+    def __init__(self):
+        fields = instruction_layout().members
+        super().__init__(
+            {
+                "op": In(fields["op"]),
+                "wait": In(fields["wait"]),
+                "busy": In(len(Unit)),
+                "clear": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        shares = Signal(len(Unit))
+        with m.Switch(self.op):
+            for op in Op:
+                with m.Case(op.value):
+                    m.d.comb += shares.eq(isa.shares(op).value)
+        m.d.sync += self.clear.eq(~(self.busy & (shares | self.wait)).any())
+        return m
+
+
 class InstructionIssue(wiring.Component):
     """Issues the instructions of a step in order.
 
@@ -146,26 +175,9 @@ class InstructionIssue(wiring.Component):
         m = Module()
         i = Signal(instruction_layout())
         pc = Signal(self.pc_bits + 1)
-        shares = Signal(len(Unit))
-        clear = Signal()
-        with m.Switch(i.op):
-            for op in Op:
-                with m.Case(op.value):
-                    m.d.comb += shares.eq(isa.shares(op).value)
-        m.d.comb += [
-            self.pc.eq(pc),
-            self.program.addr.eq(pc),
-            self.vector.payload.eq(i),
-            self.attention.payload.eq(i),
-            self.embed.payload.eq(i),
-        ]
-        m.d.sync += clear.eq(~(self.busy & (shares | i.wait)).any())
+        m.submodules.clearance = clearance = Clearance()
         m.submodules.rows = rows = MatmulRows(self.cfg)
-        self._rows(m, i, rows)
-        command = matmul_payload(self.cfg, i, rows.count)
-        m.d.comb += [
-            Value.cast(self.matmul.payload[name]).eq(value) for name, value in command.items()
-        ]
+        self._wires(m, i, pc, clearance, rows)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.sync += pc.eq(0)
@@ -185,7 +197,7 @@ class InstructionIssue(wiring.Component):
                 with m.Elif(i.want & (self.want_count == 0)):
                     m.next = "NEXT"
             with m.State("WAIT"):
-                with m.If(clear):
+                with m.If(clearance.clear):
                     m.next = "START"
             with m.State("START"):
                 for unit, command in (
@@ -221,8 +233,18 @@ class InstructionIssue(wiring.Component):
                 pass
         return m
 
-    def _rows(self, m, i, rows):
+    def _wires(self, m, i, pc, clearance, rows):
+        command = matmul_payload(self.cfg, i, rows.count)
         m.d.comb += [
+            Value.cast(self.matmul.payload[name]).eq(value) for name, value in command.items()
+        ]
+        m.d.comb += [
+            self.pc.eq(pc),
+            self.program.addr.eq(pc),
+            *[unit.payload.eq(i) for unit in (self.vector, self.attention, self.embed)],
+            clearance.op.eq(i.op),
+            clearance.wait.eq(i.wait),
+            clearance.busy.eq(self.busy),
             *[getattr(rows, n).eq(i[n]) for n in ("src", "dst", "src_stride", "dst_stride")],
             rows.wanted_only.eq(i.want),
             rows.rows.eq(self.job.rows),
