@@ -308,12 +308,12 @@ ARRAY, VECTOR, WRITER, ATTENTION, EMBED = Unit
 SHARED = {
     Op.LOAD: ARRAY | ATTENTION,  # attention commands the same engine
     Op.EMBED: EMBED | ARRAY | ATTENTION,  # all three send chunks through Requantize
-    Op.NORM: VECTOR,
+    Op.NORM: VECTOR | ATTENTION,  # both write IN through its one port
     Op.MATMUL: ARRAY | ATTENTION | EMBED,  # the engine, and Requantize behind it
-    Op.ROPE: VECTOR | ATTENTION,  # both write IN through its one port
+    Op.ROPE: VECTOR | ATTENTION,  # the port of IN
     Op.APPEND: VECTOR | ATTENTION,  # the cache that attention reads
     Op.ATTEND: ATTENTION | ARRAY | EMBED | VECTOR | WRITER,  # all of these, and writes on their way
-    Op.SWIGLU: VECTOR,
+    Op.SWIGLU: VECTOR | ATTENTION,  # the port of IN
     Op.END: ARRAY | VECTOR | ATTENTION | EMBED,  # rows change: nobody may still look at them
 }
 
