@@ -9,7 +9,7 @@ from streams import receiver, sender, simulate
 from tokenfabric.core.config import BURST_BEATS, preset
 from tokenfabric.core.fixed import ceil_div
 from tokenfabric.rtl.kvbuffer import Allocator, Drainer, WordWalk
-from tokenfabric.rtl.kvfill import BurstLane, Dealer, Filler
+from tokenfabric.rtl.kvfill import BurstLane, Collector, Dealer, Filler
 
 # rows, cols, ports: words of one column and of more, of one and of more chunks per column
 SHAPES = {"tiny": (8, 8, 2), "two": (16, 8, 4), "one-column": (16, 8, 2), "four": (32, 8, 4)}
@@ -17,9 +17,10 @@ EACH = pytest.mark.parametrize("name", SHAPES)
 STALL = pytest.mark.parametrize("stall", [0.0, 0.5])
 
 
-def config(name):
+def config(name, extra=3):
+    """``extra``: entries of a bank besides those of four blocks, so that these leave some over."""
     rows, cols, ports = SHAPES[name]
-    chunks = 4 * max(rows, BURST_BEATS) * 64 // cols + 3 * ports  # blocks do not fill it evenly
+    chunks = 4 * max(rows, BURST_BEATS) * 64 // cols + extra * ports
     return preset("tiny").replace(
         name=name, rows=rows, cols=cols, ports=ports, max_head_dim=64, kv_chunks=chunks
     )
@@ -61,14 +62,16 @@ def fields(payload, names):
 
 @EACH
 @STALL
-def test_allocator(name, stall):
+@pytest.mark.parametrize("extra", [0, 3])
+def test_allocator(name, stall, extra):
     """Blocks of at most so many positions, each in one piece, never where one has not been read."""
-    cfg, rng = config(name), random.Random(f"allocator {name} {stall}")
+    cfg, rng = config(name, extra), random.Random(f"allocator {name} {stall}")
     unit, size, entries = Allocator(cfg), positions_of(cfg), cfg.kv_chunks // cfg.ports
     commands, want, base = [], [], 0
     for _ in range(20):
         count = rng.choice([1, size - 1, size, size + 1, rng.randrange(1, 4 * size)])
-        chunks, is_v = rng.randrange(1, cfg.max_head_chunks + 1), rng.getrandbits(1)
+        chunks = rng.choice([cfg.max_head_chunks, rng.randrange(1, cfg.max_head_chunks + 1)])
+        is_v = rng.getrandbits(1)
         commands.append({"is_v": is_v, "positions": count, "head_chunks": chunks})
         for at in range(0, count, size):
             need = size // cfg.ports * chunks
@@ -141,6 +144,36 @@ def test_dealer(name, stall):
     assert [fields(block, blocks[0]) for block in got] == blocks
     for port, found in enumerate(jobs):
         assert [fields(job, ("head_chunks", "t", "j", "row")) for job in found] == want[port]
+
+
+def test_collector():
+    """A burst is taken off when its lane has written it, in order; only a block's last waits."""
+    cfg, rng = config("two"), random.Random("collector")
+    unit, block = Collector(cfg), {"head_chunks": 3, "base": 7}
+    bursts = [{"port": rng.randrange(4), "end": int(n % 3 == 2), "block": block} for n in range(30)]
+    ports = [burst["port"] for burst in bursts]
+    written, times, got = [0] * 4, [], []
+
+    async def lanes(ctx):
+        """They write their bursts in order, but wait for no other lane."""
+        while True:
+            taken = ports[: len(times)]
+            assert all(taken.count(port) <= written[port] for port in range(4))
+            done = 0
+            for port in range(4):
+                if written[port] < ports.count(port) and rng.random() < 0.1:
+                    written[port] += 1
+                    done |= 1 << port
+            ctx.set(unit.done, done)
+            await ctx.tick()
+
+    async def late(ctx):
+        await ctx.tick().repeat(100)
+        assert len(times) == 2 and not got  # they end no block, the third does
+        await receiver(unit.filled, 10, got, rng, 0.3)(ctx)
+
+    simulate(unit, [sender(unit.i, bursts, times=times), late], [lanes])
+    assert [fields(each, block) for each in got] == [block] * 10
 
 
 @EACH

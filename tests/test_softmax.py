@@ -8,7 +8,8 @@ from tokenfabric.core import ops
 from tokenfabric.core.config import preset
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.fixed import ceil_div
-from tokenfabric.rtl.softmax import ALIGN_BITS, Exponential, SoftmaxUnit
+from tokenfabric.rtl.exponential import ALIGN_BITS, Exponential
+from tokenfabric.rtl.softmax import SoftmaxUnit
 from tokenfabric.sim.pysim_softmax import simulate_softmax
 
 TINY = preset("tiny")
