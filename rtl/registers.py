@@ -37,12 +37,12 @@ class Registers(wiring.Component):
     """``registers.REGISTERS`` on an AXI4-Lite port: one access at a time, never an error response.
 
     A register written has its value two cycles after address and data were taken. What is read is
-    what ``live`` was three cycles before the response; reads of what does not exist give 0.
+    what it was three cycles before the response; reads of what does not exist give 0.
 
     Members
     -------
     bus : AXI4-Lite slave
-    live : in, 32 bits for each of ``live_names``, by name
+    status, error, pc .. : in, 32 bits for each of ``live_names``, by its name in lower case
     written : out, 32 bits for each of WRITTEN, by name
     start, stop, reset : out, strobes: the bits of a word written to CONTROL
     sat_class : out, of the counter that is asked for, combinational
@@ -50,12 +50,12 @@ class Registers(wiring.Component):
     """
 
     def __init__(self, cfg: FabricConfig):
-        self.fingerprint = int(cfg.fingerprint, 16)
+        self.fingerprint, self.live = int(cfg.fingerprint, 16), live_names(cfg)
         written = {name: Out(32, init=init) for name, init in WRITTEN.items()}
         super().__init__(
             {
                 "bus": In(lite(RegisterPort.ADDR_BITS)),
-                "live": In(wiring.Signature({name: Out(32) for name in live_names(cfg)})),
+                **{name.lower(): In(32) for name in self.live},
                 "written": Out(wiring.Signature(written)),
                 **{name: Out(1) for name in COMMANDS},
                 "sat_class": Out(4),
@@ -97,7 +97,7 @@ class Registers(wiring.Component):
 
     def _groups(self) -> dict[int, list]:
         """By group, the offsets in it and what they read."""
-        live = {name: getattr(self.live, name) for name in self.live.signature.members}
+        live = {name: getattr(self, name.lower()) for name in self.live}
         live |= {name: getattr(self.written, name) for name in WRITTEN}
         fixed = {
             "IDENT": registers.IDENT,

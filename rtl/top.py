@@ -239,21 +239,20 @@ class Top(wiring.Component):
                 for name, member in source.signature.members.items():
                     a, b = getattr(source, name), getattr(outside, name)
                     m.d.comb += b.eq(a) if member.flow is Out else a.eq(b)
-        pc, head = Signal(32), Signal(32)
+        head = Signal(32)
         with m.If(supervisor.running):
-            m.d.sync += pc.eq(datapath.pc)
+            m.d.sync += regs.pc.eq(datapath.pc)
         m.d.comb += head.eq(Mux(supervisor.begun, datapath.ring_head, 0))
         live = {
             "STATUS": supervisor.state,
             "ERROR": Cat(supervisor.code, supervisor.code_port),
-            "PC": pc,
             "RING_BASE": datapath.ring_base,
             "RING_HEAD": head,
             **counters.value,
         }
         written, ended = regs.written, supervisor.state != registers.State.RUNNING
         m.d.comb += [
-            *[getattr(regs.live, name).eq(value) for name, value in live.items()],
+            *[getattr(regs, name.lower()).eq(value) for name, value in live.items()],
             *[getattr(supervisor, name).eq(getattr(regs, name)) for name in COMMANDS],
             self.irq.eq((head != written.SEEN[:31]) | (ended & ~written.SEEN[31])),
             supervisor.watchdog.eq(written.WATCHDOG),

@@ -64,7 +64,7 @@ def test_registers():
 
     async def bench(ctx):
         for name, value in live.items():
-            ctx.set(getattr(dut.live, name), value)
+            ctx.set(getattr(dut, name.lower()), value)
         asked = []
         for _ in range(3):
             for name in (list(OFFSETS)[i] for i in rng.permutation(len(OFFSETS))):

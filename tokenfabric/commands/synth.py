@@ -160,11 +160,11 @@ def _runs(result: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _units(units: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The whole, the units of the datapath, and those in the largest of them."""
+    """The whole, the units of the datapath with their parts, and those of the largest part."""
     rows = [("unit", "NAND gates", "flip-flops among them; memories, as macros")]
     for path, unit in units.items():
         depth = path.count(".")
-        if depth <= (3 if path.startswith("top.datapath.matmul.") else 2):
+        if depth <= (4 if path.startswith("top.datapath.array.matmul.") else 3):
             memory = f"{unit['macros']} macros of {unit['memory_bits']:,} bits"
             name = "  " * depth + path.rpartition(".")[2]
             rows.append((name, number(unit["gates"]), f"{unit['flip_flops']:,}; {memory}"))
