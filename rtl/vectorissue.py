@@ -7,10 +7,10 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.isa import Op
+from tokenfabric.rtl.chunkwalk import ChunkWalk, Part
 from tokenfabric.rtl.lanes import Lanes
 from tokenfabric.rtl.layouts import CHUNK_BITS, count_shape, index_shape, instruction_layout
 from tokenfabric.rtl.pipeline import delay
-from tokenfabric.rtl.walker import Part, Walker
 
 __all__ = ["BEATS", "DATA", "ITEMS", "MEAN", "OPERANDS", "PRODUCT", "READ", "RESULT"]
 __all__ += ["Stages", "VectorCommand", "VectorIssue", "issued_layout", "tag_layout"]
@@ -136,7 +136,7 @@ class VectorIssue(wiring.Component):
     NORM and APPEND pass twice over an item (row, head): a first pass may run up to ITEMS items
     ahead, and go before the second, which begins when the item's ``result`` is there. Chunks that
     become beats are issued only while there is room for BEATS of them. At most one chunk per cycle;
-    see :class:`Walker` for the cycles between rows, :class:`VectorCommand` for those before and
+    see :class:`ChunkWalk` for the cycles between rows, :class:`VectorCommand` for those before and
     after. ``issued`` and all that belongs to it are combinational from registers of this unit.
 
     Members
@@ -177,8 +177,8 @@ class VectorIssue(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.first = first = Walker(self.cfg)
-        m.submodules.second = second = Walker(self.cfg)
+        m.submodules.first = first = ChunkWalk(self.cfg)
+        m.submodules.second = second = ChunkWalk(self.cfg)
         m.submodules.runs = runs = VectorCommand()
         wiring.connect(m, wiring.flipped(self.cmd), runs.cmd)
         for name in ("command", *OPERATIONS, "busy"):
@@ -221,7 +221,7 @@ class VectorIssue(wiring.Component):
         self._tags(m, first, second, end1, end2)
         return m
 
-    def _walk(self, m: Module, walker: Walker):
+    def _walk(self, m: Module, walker: ChunkWalk):
         """What both walkers take from the instruction; unused fields are 0."""
         command, per_block = self.command, self.cfg.k_chunks
         heads = self.rope | self.append  # else a row is one
@@ -240,7 +240,7 @@ class VectorIssue(wiring.Component):
             walker.target.eq(Mux(command.want, self.want_row, walker.visit)),
         ]
 
-    def _tags(self, m: Module, first: Walker, second: Walker, end1, end2):
+    def _tags(self, m: Module, first: ChunkWalk, second: ChunkWalk, end1, end2):
         """What accompanies the chunk; the slot of an item is its number modulo ITEMS."""
         slot1, slot2 = (Signal(range(ITEMS), name=f"slot{i}") for i in (1, 2))
         with m.If(end1):

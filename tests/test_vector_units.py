@@ -10,6 +10,7 @@ from tokenfabric.core import ops
 from tokenfabric.core.config import preset
 from tokenfabric.core.isa import Instruction, Op
 from tokenfabric.rtl.append import AppendBeats
+from tokenfabric.rtl.chunkwalk import Part
 from tokenfabric.rtl.factors import ItemFactors, SquareSum
 from tokenfabric.rtl.normalize import Recip127, Rsqrt
 from tokenfabric.rtl.vectorissue import (
@@ -19,7 +20,6 @@ from tokenfabric.rtl.vectorissue import (
     Stages,
     VectorCommand,
 )
-from tokenfabric.rtl.walker import Part
 
 CFG = preset("tiny")
 COLS = CFG.cols

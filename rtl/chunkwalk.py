@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 from tokenfabric.core.config import FabricConfig
 from tokenfabric.rtl.layouts import CHUNK_BITS, count_shape, index_shape
 
-__all__ = ["Part", "Walker"]
+__all__ = ["ChunkWalk", "Part"]
 
 
 class Part(enum.Enum, shape=unsigned(2)):
@@ -19,7 +19,7 @@ class Part(enum.Enum, shape=unsigned(2)):
     V = 2
 
 
-class Walker(wiring.Component):
+class ChunkWalk(wiring.Component):
     """Position in three nested loops, with the addresses that belong to it.
 
     Rows ascend; the number of the ``visit``-th is ``target``, looked up outside. A row costs one
@@ -30,7 +30,7 @@ class Walker(wiring.Component):
     Members
     -------
     start : in, begin with everything below it, which must then stay
-    look : in, ``target`` is the row of this walker's ``visit``
+    look : in, ``target`` is the row of this walk's ``visit``
     step : in, go to the next chunk (only while ``valid``)
     valid, done, seek : out, at a chunk / behind the last / looking for a row
     first, last : out, first and last chunk of a part
