@@ -7,11 +7,11 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.core import ops
 from tokenfabric.core.config import FabricConfig
+from tokenfabric.rtl.chunkwalk import Part
 from tokenfabric.rtl.layouts import ADDRESS_BITS, row_record, write_beat
 from tokenfabric.rtl.memory import Fifo
 from tokenfabric.rtl.pipeline import delay
 from tokenfabric.rtl.vectorissue import BEATS, RESULT
-from tokenfabric.rtl.walker import Part
 
 __all__ = ["AppendBeats", "CacheAddress"]
 

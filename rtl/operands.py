@@ -7,11 +7,11 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.core import ops
 from tokenfabric.core.config import FabricConfig
+from tokenfabric.rtl.chunkwalk import Part
 from tokenfabric.rtl.factors import R_BITS, factor_layout
 from tokenfabric.rtl.lanes import A_BITS, B_BITS, C_BITS, ShiftRound, Sigmoid, clamp
 from tokenfabric.rtl.pipeline import delay
 from tokenfabric.rtl.vectorissue import DATA, OPERANDS, tag_layout
-from tokenfabric.rtl.walker import Part
 
 __all__ = ["Operands"]
 
