@@ -154,7 +154,7 @@ def _payload(
     put(memory.stream + body.size, to_superblocks(cfg, program.stream(want=1)))
     if not s.tied:
         rows = select(model.embedding, channels(1, s.vocab, cfg.cols))
-        put(memory.embedding, to_superblocks(cfg, INT8.pack(cfg, rows.weight, rows.mult)))
+        put(memory.embedding, to_superblocks(cfg, rows.format.pack(cfg, rows.weight, rows.mult)))
     table = np.zeros((kv.positions, kv.head_bytes), "<i2")
     table[:, : s.head_dim] = ops.rope_table(np.arange(kv.positions), s.head_dim, s.rope_theta)
     put(memory.rope, table.view(np.uint8).ravel())

@@ -18,7 +18,6 @@ from tokenfabric.core.isa import Dest, Op
 from tokenfabric.core.kv import KvLayout
 from tokenfabric.core.shape import ModelShape
 from tokenfabric.core.tensors import TensorClass
-from tokenfabric.core.weights import INT8
 from tokenfabric.quant.qmodel import Linear, Norm, QLayer, QModel
 
 __all__ = ["channels", "lower", "outline", "select"]
@@ -156,7 +155,7 @@ class _Lowering:
 
         def words() -> Array:
             packed = select(linear, rows) if arranged is None else arranged()
-            return INT8.pack(cfg, packed.weight, packed.mult)
+            return packed.format.pack(cfg, packed.weight, packed.mult)
 
         fields.setdefault("k", ceil_div(linear.weight.shape[1], cfg.cols))
         self.program.add(

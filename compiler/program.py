@@ -12,7 +12,7 @@ from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.fixed import round_up
 from tokenfabric.core.hazards import InFlight
 from tokenfabric.core.isa import Instruction, Op
-from tokenfabric.core.weights import INT8
+from tokenfabric.core.weights import format_of
 
 __all__ = ["Item", "Program", "chunks_of", "stream_words"]
 
@@ -25,7 +25,7 @@ def stream_words(cfg: FabricConfig, instruction: Instruction) -> int:
         return instruction.n
     if instruction.op is not Op.MATMUL:
         return 0
-    return INT8.words(cfg, instruction.n, instruction.k * cfg.cols)
+    return format_of(instruction).words(cfg, instruction.n, instruction.k * cfg.cols)
 
 
 def chunks_of(vectors: list[Array], cols: int) -> Array:

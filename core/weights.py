@@ -18,12 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from tokenfabric.core.config import BURST_BEATS, FabricConfig
 from tokenfabric.core.fixed import ceil_div, round_up
+from tokenfabric.core.isa import Instruction
 
 __all__ = [
     "FORMATS",
     "INT8",
     "Int8",
     "WeightFormat",
+    "format_of",
     "from_superblocks",
     "memory_offsets",
     "superblocks",
@@ -137,6 +139,15 @@ class Int8:
 
 INT8 = Int8()
 FORMATS: Mapping[str, WeightFormat] = MappingProxyType({INT8.name: INT8})
+
+
+def format_of(instruction: Instruction) -> WeightFormat:
+    """Of the matrix that a MATMUL takes from the stream.
+
+    There is one format, so nothing in an instruction says which. A second one adds that field to
+    the instruction set, and is looked up by it here.
+    """
+    return INT8
 
 
 # --- the stream in memory: superblocks -----------------------------------------------------------

@@ -27,6 +27,7 @@ from tokenfabric.core.errors import UserError
 from tokenfabric.core.fixed import int_limits, saturate
 from tokenfabric.core.shape import ModelShape
 from tokenfabric.core.tensors import TensorClass
+from tokenfabric.core.weights import FORMATS, WeightFormat
 
 Array = npt.NDArray[Any]
 Trace = Callable[[str, Array], None]
@@ -62,6 +63,11 @@ class Linear:
     weight: Array
     mult: Array
     shift: int
+
+    @property
+    def format(self) -> WeightFormat:
+        """How it lies in the weight stream."""
+        return FORMATS["int8"]
 
     def __call__(self, x: Array) -> Array:
         """Requantized, not saturated: int64 [..., out] of int16 x [..., in]."""

@@ -11,7 +11,7 @@ from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.fixed import ceil_div, saturate
 from tokenfabric.core.isa import Dest, Instruction, Op, RowFlag
 from tokenfabric.core.registers import SATURATION_COUNTERS, Error, State
-from tokenfabric.core.weights import INT8, from_superblocks, memory_offsets
+from tokenfabric.core.weights import INT8, format_of, from_superblocks, memory_offsets
 from tokenfabric.host.device import DeviceError
 
 __all__ = ["GoldenDevice"]
@@ -160,9 +160,9 @@ class GoldenDevice:
 
     def _weights(self, i: Instruction) -> tuple[np.ndarray, np.ndarray]:
         """The matrix of a MATMUL from the stream: int8 [n, k] and its multipliers."""
-        inputs = i.k * self.cfg.cols
-        words = self._words(INT8.words(self.cfg, i.n, inputs))
-        weight, mult = INT8.unpack(self.cfg, words, i.n, inputs)
+        inputs, how = i.k * self.cfg.cols, format_of(i)
+        words = self._words(how.words(self.cfg, i.n, inputs))
+        weight, mult = how.unpack(self.cfg, words, i.n, inputs)
         return weight, mult.astype(np.int64)
 
     def _rope_rows(self, heads: int, head_dim: int) -> np.ndarray:
