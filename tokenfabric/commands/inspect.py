@@ -90,7 +90,7 @@ def _checkpoint(path: Path) -> Iterator[str]:
     yield from _shape(checkpoint.shape)
     tensors = {"embedding": checkpoint.embedding}
     for number, layer in enumerate(checkpoint.layers):
-        tensors |= {f"layer{number}.{name}": array for name, array in vars(layer).items()}
+        tensors |= {f"layer{number}.{name}": array for name, array in layer.items()}
     tensors["final_norm"] = checkpoint.final_norm
     if not checkpoint.shape.tied:
         tensors["classifier"] = checkpoint.classifier
