@@ -47,8 +47,8 @@ verilator = pytest.mark.verilator
 def random_model(name):
     model = QModel.random(SHAPES[name], seed=len(name))
     for layer in model.layers:  # as in a quantized model, gate and up differ in their shifts
-        up = layer.w3
-        layer.w3 = Linear(up.weight, (up.mult >> 3).astype(np.uint16), up.shift - 3)
+        up = layer.linears["w3"]
+        layer.linears["w3"] = Linear(up.weight, (up.mult >> 3).astype(np.uint16), up.shift - 3)
         if name == "long":
             louder(layer)
     return model
@@ -56,11 +56,20 @@ def random_model(name):
 
 def louder(layer):
     """Saturates every activation somewhere."""
-    for matrix, bits in ((layer.wq, 5), (layer.wk, 5), (layer.wv, 3), (layer.wo, 14)):
+    for matrix, bits in (
+        (layer.linears["wq"], 5),
+        (layer.linears["wk"], 5),
+        (layer.linears["wv"], 3),
+        (layer.linears["wo"], 14),
+    ):
         matrix.shift -= bits
-    for matrix, bits in ((layer.w1, 5), (layer.w3, 5), (layer.w2, 14)):
+    for matrix, bits in (
+        (layer.linears["w1"], 5),
+        (layer.linears["w3"], 5),
+        (layer.linears["w2"], 14),
+    ):
         matrix.shift -= bits
-    layer.attn_norm.out_shift -= 5
+    layer.norms["attn_norm"].out_shift -= 5
     layer.score_shift -= 4
 
 
