@@ -46,8 +46,10 @@ class LogitsWriter(wiring.Component):
     def __init__(self, cfg: FabricConfig):
         self.cfg = cfg
         self.reserve = cfg.max_rows + in_flight(cfg)
-        # As much again as is in flight can be sent while the array, held back, fills anew.
-        self.depth = 1 << (self.reserve + in_flight(cfg) - 1).bit_length()
+        # What is sent while the array, held back, fills anew: the port never waits for chunks.
+        self.beats_per_chunk = cfg.cols * RES_BITS // (8 * cfg.port_bytes)
+        sent = -(-in_flight(cfg) // self.beats_per_chunk)
+        self.depth = 1 << (self.reserve + sent - 1).bit_length()
         super().__init__(
             {
                 "valid": In(1),
@@ -65,7 +67,7 @@ class LogitsWriter(wiring.Component):
         entry = data.StructLayout({"y": unsigned(bits), "addr": unsigned(ADDRESS_BITS)})
         m.submodules.fifo = fifo = Fifo(entry, self.depth)
         capacity = self.depth + 1  # the register behind the memory holds one more
-        beats = bits // (8 * cfg.port_bytes)
+        beats = self.beats_per_chunk
         beat = Signal(range(beats))
         out = self.beats.payload
         # The address takes a cycle of its own: table look-up here, addition in the next stage.
