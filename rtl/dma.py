@@ -13,6 +13,7 @@ from tokenfabric.rtl.burst import (
     Splitter,
     WindowCheck,
     beat_bits,
+    burst,
     read_client,
 )
 from tokenfabric.rtl.layouts import (
@@ -26,7 +27,7 @@ from tokenfabric.rtl.layouts import (
 )
 from tokenfabric.rtl.memory import Fifo
 
-__all__ = ["LEAD", "Fetch", "ReadPort", "WeightPort", "WeightStream"]
+__all__ = ["LEAD", "Fetch", "FetchLane", "ReadPort", "WeightPort", "WeightStream"]
 
 OWNERS = 16  # bursts in flight that a port remembers
 FETCH_BEATS = 64  # per port
@@ -45,11 +46,11 @@ class ReadPort(wiring.Component):
     -------
     weights, fetch : read_client, in
     axi : read_master, out
-    windows : in, steady while bursts come
-    halt : in, no burst is announced any more; one that stands on AR stays until accepted
-    quiet : out, nothing is in flight; while ``halt`` it stays so
-    error_window, error_axi : out, stay high until reset
-    beat : out, strobe for each beat that arrived
+    windows : in, layouts.windows(), steady while bursts come
+    halt : in, 1 bit: no burst is announced any more; one that stands on AR stays until accepted
+    quiet : out, 1 bit: nothing is in flight; while ``halt`` it stays so
+    error_window, error_axi : out, 1 bit, stay high until reset
+    beat : out, 1 bit, strobe for each beat that arrived
     """
 
     def __init__(self, cfg: FabricConfig):
@@ -99,10 +100,11 @@ class ReadPort(wiring.Component):
             m.d.sync += axi.arvalid.eq(0)
         with m.If(free & check.o.valid & ~check.o.payload.ok):
             m.d.sync += self.error_window.eq(1)
-        self.receive(m, owners.o, issue)
+        self._receive(m, owners.o, issue)
         return m
 
-    def receive(self, m, owner, issue):
+    def _receive(self, m, owner, issue):
+        """Beats to whose burst is the oldest in flight; what is in flight."""
         axi = self.axi
         in_flight = Signal(range(OWNERS + 3))
         done = Signal()
@@ -131,16 +133,18 @@ class ReadPort(wiring.Component):
 class WeightPort(wiring.Component):
     """What one port does for WeightStream: whole bursts, as far ahead as its FIFO has room.
 
+    One burst per cycle, one beat per cycle.
+
     Members
     -------
-    load, command, first : in, strobe that starts ``command`` (steady after it); ``first`` is the
-        port's first burst, in blocks of 16 beats
-    hold : in, no burst is requested
-    asked : out, strobe, a burst is requested
-    idle : out, every burst of the command has been requested
-    full : out, a burst waits for room
+    load, command, first : in, 1 bit, stream_command, a block's number: strobe that starts
+        ``command`` (steady after it); ``first`` is the port's first burst, in blocks of 16 beats
+    hold : in, 1 bit: no burst is requested
+    asked : out, 1 bit, strobe: a burst is requested
+    idle : out, 1 bit: every burst of the command has been requested
+    full : out, 1 bit: a burst waits for room
     port : read_client, out
-    o : stream of beats, out
+    o : stream of 8 * port_bytes bits, out: the beats, 2 cycles after each came
     """
 
     def __init__(self, cfg: FabricConfig):
@@ -190,10 +194,11 @@ class WeightPort(wiring.Component):
             arrived.eq(arrived + self.port.valid),
             in_flight.eq(in_flight + asked - (self.port.valid & arrived.all())),
         ]
-        self.count(m, asked)
+        self._count(m, asked)
         return m
 
-    def count(self, m, asked):
+    def _count(self, m, asked):
+        """The address of the next burst, and how many are left of the command."""
         block = Signal.like(self.first)
         superblocks = Signal(32)  # left in this pass
         repeats = Signal(32)
@@ -235,8 +240,8 @@ class WeightStream(wiring.Component):
     -------
     start : stream of stream_command, in; taken when all of the one before has been requested
     ports : read_client, out, one per port
-    words : stream of words, out; port 0's beat in the low bits
-    full : out, strobe, a port could not request because its FIFO has no room
+    words : stream of 8 * word_bytes bits, out; port 0's beat in the low bits
+    full : out, 1 bit, strobe: a port could not request because its FIFO has no room
     """
 
     def __init__(self, cfg: FabricConfig):
@@ -285,6 +290,69 @@ class WeightStream(wiring.Component):
         return m
 
 
+class FetchLane(wiring.Component):
+    """What one port does for Fetch: a FIFO with room for all it asks for; K and V leave it here.
+
+    One burst and one beat per cycle; a beat is offered 2 cycles after it came.
+
+    Members
+    -------
+    i : stream of burst, in; taken when the port takes it and there is room for a whole burst
+    is_kv : in, 1 bit, beside ``i``: a burst of K or V
+    port : read_client, out
+    kv : stream of kv_beat, out: the beats of K and V
+    o : stream of kv_beat, out: all others
+    """
+
+    def __init__(self, cfg: FabricConfig):
+        self.cfg = cfg
+        super().__init__(
+            {
+                "i": In(stream.Signature(burst(cfg))),
+                "is_kv": In(1),
+                "port": Out(read_client(cfg)),
+                "kv": Out(stream.Signature(kv_beat(cfg))),
+                "o": Out(stream.Signature(kv_beat(cfg))),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        i, port, kv, o = self.i, self.port, self.kv, self.o
+        sent = data.StructLayout({"beats": LEN_BITS, "kv": 1})
+        m.submodules.fifo = fifo = Fifo(8 * self.cfg.port_bytes, FETCH_BEATS)
+        m.submodules.bursts = bursts = Fifo(sent, LANE_BURSTS)
+        # Beats that are neither asked for nor here.
+        credit = Signal(range(FETCH_BEATS + 1), init=FETCH_BEATS)
+        count = Signal(BLOCK_BITS)
+        room, asked, end, there = Signal(), Signal(), Signal(), Signal()
+        head = bursts.o.payload
+        m.d.comb += [
+            room.eq((credit >= BURST_BEATS) & bursts.i.ready),
+            port.burst.payload.eq(i.payload),
+            port.burst.valid.eq(i.valid & room),
+            i.ready.eq(port.burst.ready & room),
+            asked.eq(port.burst.valid & port.burst.ready),
+            fifo.i.valid.eq(port.valid),
+            fifo.i.payload.eq(port.data),
+            bursts.i.valid.eq(asked),
+            bursts.i.payload.beats.eq(i.payload.beats),
+            bursts.i.payload.kv.eq(self.is_kv),
+            there.eq(fifo.o.valid & bursts.o.valid),
+            end.eq(count + 1 == head.beats),
+            fifo.o.ready.eq((o.valid & o.ready) | (kv.valid & kv.ready)),
+            bursts.o.ready.eq(fifo.o.ready & end),
+            kv.valid.eq(there & head.kv),
+            o.valid.eq(there & ~head.kv),
+        ]
+        for side in (kv, o):
+            m.d.comb += [side.payload.data.eq(fifo.o.payload), side.payload.last.eq(end)]
+        with m.If(fifo.o.ready):
+            m.d.sync += count.eq(Mux(end, 0, count + 1))
+        m.d.sync += credit.eq(credit + fifo.o.ready - Mux(asked, i.payload.beats, 0))
+        return m
+
+
 class Fetch(wiring.Component):
     """Reads of any length, their bursts dealt to the ports in turn.
 
@@ -296,8 +364,9 @@ class Fetch(wiring.Component):
     -------
     cmd : stream of fetch_command, in; ``beats`` is not 0
     ports : read_client, out, one per port
-    out : stream of fetch_beat, out
-    kv : streams of kv_beat, out, one per port
+    out : stream of fetch_beat, out; the first beat of a burst 4 cycles after it came, at the
+        earliest
+    kv : streams of kv_beat, out, one per port; 2 cycles after it came
     kv_turns : stream of port numbers, out, one for each burst of K or V
     """
 
@@ -328,19 +397,18 @@ class Fetch(wiring.Component):
         bursts = splitter.o
         is_kv = bursts.payload.tag == BeatTag.KV
         room, asked = Mux(is_kv, turns.i.ready, queue.i.ready), Signal()
-        ready, lanes = [], []
-        for index, port in enumerate(self.ports):
-            ask, take = Signal(name=f"ask_{index}"), Signal(name=f"take_{index}")
-            free, lane = self.lane(m, index, port, ask, is_kv, take)
+        lanes = [FetchLane(self.cfg) for _ in self.ports]
+        for index, lane in enumerate(lanes):
+            m.submodules[f"lane_{index}"] = lane
+            connect(m, lane.port, flipped(self.ports[index]))
+            connect(m, lane.kv, flipped(self.kv[index]))
             m.d.comb += [
-                port.burst.payload.eq(bursts.payload.burst),
-                port.burst.valid.eq(bursts.valid & room & free & (turn == index)),
-                ask.eq(port.burst.valid & port.burst.ready),
+                lane.i.payload.eq(bursts.payload.burst),
+                lane.i.valid.eq(bursts.valid & room & (turn == index)),
+                lane.is_kv.eq(is_kv),
             ]
-            ready.append(port.burst.ready & free)
-            lanes.append((*lane, take))
         m.d.comb += [
-            bursts.ready.eq(room & Array(ready)[turn]),
+            bursts.ready.eq(room & Array(lane.i.ready for lane in lanes)[turn]),
             asked.eq(bursts.valid & bursts.ready),
             turns.i.valid.eq(asked & is_kv),
             turns.i.payload.eq(turn),
@@ -350,55 +418,24 @@ class Fetch(wiring.Component):
             queue.i.payload.last.eq(bursts.payload.last),
         ]
         m.d.sync += turn.eq(turn + asked)
-        self.gather(m, queue.o, lanes)
+        self._gather(m, queue.o, lanes)
         return m
 
-    def lane(self, m, index, port, ask, is_kv, take):
-        """One port's FIFO, its credit and its bursts; K and V leave it here, others by ``take``.
-
-        Returns (room for a burst, (there is a beat for others, the beat, last of its burst)).
-        """
-        burst = data.StructLayout({"beats": LEN_BITS, "kv": 1})
-        m.submodules[f"fifo_{index}"] = fifo = Fifo(8 * self.cfg.port_bytes, FETCH_BEATS)
-        m.submodules[f"bursts_{index}"] = bursts = Fifo(burst, LANE_BURSTS)
-        credit = Signal(range(FETCH_BEATS + 1), init=FETCH_BEATS, name=f"credit_{index}")
-        count = Signal(BLOCK_BITS, name=f"count_{index}")
-        end, there = Signal(name=f"end_{index}"), Signal(name=f"there_{index}")
-        head, kv = bursts.o.payload, self.kv[index]
-        m.d.comb += [
-            fifo.i.valid.eq(port.valid),
-            fifo.i.payload.eq(port.data),
-            bursts.i.valid.eq(ask),
-            bursts.i.payload.beats.eq(port.burst.payload.beats),
-            bursts.i.payload.kv.eq(is_kv),
-            there.eq(fifo.o.valid & bursts.o.valid),
-            end.eq(count + 1 == head.beats),
-            kv.valid.eq(there & head.kv),
-            kv.payload.data.eq(fifo.o.payload),
-            kv.payload.last.eq(end),
-            fifo.o.ready.eq(take | (kv.valid & kv.ready)),
-            bursts.o.ready.eq(fifo.o.ready & end),
-        ]
-        with m.If(fifo.o.ready):
-            m.d.sync += count.eq(Mux(end, 0, count + 1))
-        m.d.sync += credit.eq(credit + fifo.o.ready - Mux(ask, port.burst.payload.beats, 0))
-        free = (credit >= BURST_BEATS) & bursts.i.ready
-        return free, (there & ~head.kv, fifo.o.payload, end)
-
-    def gather(self, m, head, lanes):
+    def _gather(self, m, head, lanes):
         """The beats of the oldest burst that is not K or V, then of the next."""
         # No path leads from who takes a beat, which its tag decides, back to the ports' FIFOs.
         m.submodules.gathered = gathered = Fifo(fetch_beat(self.cfg), 2)
         connect(m, gathered.o, flipped(self.out))
-        out = gathered.i
-        valid, beat, end, take = zip(*lanes)
-        port, go = head.payload.port, Signal()
+        out, port = gathered.i, head.payload.port
+        valid = Array(lane.o.valid for lane in lanes)[port]
+        beat = Array(lane.o.payload.data for lane in lanes)[port]
+        end = Array(lane.o.payload.last for lane in lanes)[port]
         m.d.comb += [
-            out.valid.eq(head.valid & Array(valid)[port]),
-            out.payload.data.eq(Array(beat)[port]),
+            out.valid.eq(head.valid & valid),
+            out.payload.data.eq(beat),
             out.payload.tag.eq(head.payload.tag),
-            out.payload.last.eq(head.payload.last & Array(end)[port]),
-            go.eq(out.valid & out.ready),
-            head.ready.eq(go & Array(end)[port]),
+            out.payload.last.eq(head.payload.last & end),
+            head.ready.eq(out.valid & out.ready & end),
         ]
-        m.d.comb += [lane.eq(go & (port == index)) for index, lane in enumerate(take)]
+        for index, lane in enumerate(lanes):
+            m.d.comb += lane.o.ready.eq(head.valid & out.ready & (port == index))
