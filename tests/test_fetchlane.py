@@ -6,9 +6,8 @@ from collections import deque
 
 import pytest
 from streams import receiver, sender, simulate
+from tokenfabric.core.config import BURST_BEATS, preset
 from tokenfabric.rtl.dma import FetchLane
-
-from tokenfabric.config import BURST_BEATS, preset
 
 TINY = preset("tiny")
 ROOM = 64  # beats
