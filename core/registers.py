@@ -8,9 +8,10 @@ from enum import IntEnum
 __all__ = ["ERROR_TEXT", "REGISTERS", "Error", "Register", "State", "describe", "offset"]
 
 IDENT = 0x544B4642  # "TKFB"
-ABI_VERSION = 2
+ABI_VERSION = 3
 MAX_PORTS = 8
 SATURATION_COUNTERS = 16
+LOCKED = "; during a run writes are ignored"
 
 
 class State(IntEnum):
@@ -34,6 +35,7 @@ class Error(IntEnum):
     WATCHDOG = 5
     DESCRIPTOR = 6
     CONTEXT = 7
+    SILENT = 8
 
 
 ERROR_TEXT = {
@@ -45,6 +47,7 @@ ERROR_TEXT = {
     Error.WATCHDOG: "the watchdog ran out: nothing finished in time",
     Error.DESCRIPTOR: "the job descriptor is not one, or asks for more than the fabric has",
     Error.CONTEXT: "a row would pass the end of its context",
+    Error.SILENT: "the host did not touch the control port for the cycles of HEARTBEAT",
 }
 
 
@@ -73,7 +76,8 @@ def _table() -> list[Register]:
         "CONTROL",
         "wo",
         "start runs the job described at the start of the job window; stop ends it after the "
-        "current step; reset returns everything but the registers to its first state",
+        "current step; reset ends it at once. Of several bits only the first of reset, stop and "
+        "start counts. stop and reset also end a run that has not begun yet",
         start=(0, 1),
         stop=(1, 1),
         reset=(2, 1),
@@ -82,9 +86,19 @@ def _table() -> list[Register]:
     add("ERROR", "ro", "why the last run ended in state ERROR", code=(0, 8), port=(8, 4))
     add("PC", "ro", "the instruction that was being issued")
     for name, doc in (("WINDOW", "0 (weights, KV cache)"), ("JOB", "0x80000000 (job window)")):
-        add(name + "_BASE", "rw", f"bus address of device address {doc}, a multiple of 4096")
-        add(name + "_SIZE", "rw", "bytes; no access leaves [base, base + size)")
-    add("WATCHDOG", "rw", "cycles without a finished burst, instruction or step before it bites")
+        base = f"bus address of device address {doc}, a multiple of 4096"
+        add(name + "_BASE", "rw", base + LOCKED)
+        add(name + "_SIZE", "rw", "bytes; no access leaves [base, base + size)" + LOCKED)
+    add(
+        "WATCHDOG",
+        "rw",
+        "cycles without a finished burst, instruction or step before it bites; 0: never" + LOCKED,
+    )
+    add(
+        "HEARTBEAT",
+        "rw",
+        "cycles without an access to this port before a run is ended with SILENT; 0: never",
+    )
     add(
         "SEEN",
         "rw",

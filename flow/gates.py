@@ -14,10 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from amaranth.back import rtlil
 from amaranth.lib import wiring
 from tokenfabric.core.config import FabricConfig, preset
-from tokenfabric.flow.verilog import component_ports, run_yosys
+from tokenfabric.flow.verilog import run_yosys, to_rtlil
 
 __all__ = ["gate_equivalents", "librelane_config"]
 
@@ -42,7 +41,7 @@ def gate_equivalents(
     units in it; ``macros``: {words, bits, count}, the largest first. The top is unit "top"."""
     if progress is not None:
         progress("counting gates, unit by unit")
-    text = rtlil.convert(component, name="top", ports=component_ports(component), emit_src=False)
+    text = to_rtlil(component)
     with tempfile.TemporaryDirectory(prefix="tokenfabric-") as directory:
         (Path(directory) / "top.il").write_text(text)
         run_yosys(SCRIPT, Path(directory), DEADLINE)

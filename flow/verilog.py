@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from amaranth.back import rtlil
-from amaranth.hdl import IOPort, Value
+from amaranth.hdl import ClockDomain, IOPort, Value
 from amaranth.hdl._ir import PortDirection  # no public name in 0.5; the version is pinned
 from amaranth.lib import wiring
 from tokenfabric.core.config import FabricConfig
@@ -59,17 +59,28 @@ def to_verilog(component: wiring.Component, name: str = "top") -> str:
     """Verilog of ``component`` as one flat module ``name``.
 
     Ports are named after the members of its signature, nested ones joined by one underscore
-    (``m_axi_hp0.araddr`` becomes ``m_axi_hp0_araddr``), besides ``clk`` and ``rst``; those that go
-    both ways are in the component's ``pads``, if it has any. The text
-    depends on the design and the versions of Amaranth and yosys only.
+    (``m_axi_hp0.araddr`` becomes ``m_axi_hp0_araddr``), besides ``clk`` and ``rst``, which resets
+    all registers unless the component has a ``rst`` of its own; those that go both ways are in the
+    component's ``pads``, if it has any. The text depends on the design and the versions of Amaranth
+    and yosys only.
     """
-    text = rtlil.convert(component, name=name, ports=component_ports(component), emit_src=False)
+    text = to_rtlil(component, name)
     with tempfile.TemporaryDirectory(prefix="tokenfabric-") as directory:
         (Path(directory) / "top.il").write_text(text)
         run_yosys(SCRIPT, Path(directory), DEADLINE)
         verilog = (Path(directory) / "top.v").read_text()
     # UltraRAM is asked for by an attribute, and takes no initial contents.
     return _ULTRA.sub(r'  (* ram_style = "ultra" *)\n\1', verilog)
+
+
+def to_rtlil(component: wiring.Component, name: str = "top") -> str:
+    """RTLIL of ``component``, with its units as modules; ports as of :func:`to_verilog`."""
+    ports = component_ports(component)
+
+    def clocked(domain: str) -> ClockDomain:
+        return ClockDomain(domain, reset_less="rst" in ports)
+
+    return rtlil.convert(component, name=name, ports=ports, emit_src=False, missing_domain=clocked)
 
 
 def run_yosys(script: str, directory: Path, deadline: float) -> None:

@@ -15,6 +15,9 @@ from tokenfabric.host.device import DeviceError, DeviceLost, DeviceTimeout
 
 __all__ = ["Bus", "RegisterDevice"]
 
+HEARTBEAT = 1 << 26  # cycles: a quarter of a second at 300 MHz, a whole one at 65 MHz
+END_SECONDS = 10.0
+
 
 class Bus(Protocol):
     """What a RegisterDevice stands on: registers, memory, and the passing of time."""
@@ -46,12 +49,21 @@ class Bus(Protocol):
 class RegisterDevice:
     """A :class:`~tokenfabric.host.device.Device` driven through ``registers.REGISTERS``.
 
-    Checks identity and ABI when made, and opens the memory of the bus as the two windows.
-    UserError if the other side is not an accelerator of this version.
+    Checks identity and ABI when made, ends a run that a program before has left behind, and opens
+    the memory of the bus as the two windows. UserError if the other side is not an accelerator of
+    this version; DeviceTimeout if that run does not end.
+
+    ``watchdog`` and ``heartbeat`` are in cycles of the fabric, 0 for never: without progress, and
+    without any access of the host. A run of which the host has not asked for so long ends with
+    ``Error.SILENT``: its process may be gone, and its memory belong to another.
     """
 
-    def __init__(self, bus: Bus, *, watchdog: int = 1 << 20):
+    def __init__(self, bus: Bus, *, watchdog: int = 1 << 20, heartbeat: int = HEARTBEAT):
         self.bus = bus
+        self._seen = -1
+        self._running = False
+        self._dirty: set[int] = set()  # windows that the host has written since they were flushed
+        self._stale: set[int] = set()  # windows that the accelerator may have written since
         ident, abi = self.register("IDENT"), self.register("ABI")
         if ident != registers.IDENT:
             raise UserError(
@@ -65,14 +77,13 @@ class RegisterDevice:
             )
         high, low = self.register("FINGERPRINT_HI"), self.register("FINGERPRINT_LO")
         self.fingerprint = f"{high << 32 | low:016x}"
+        if self.register("STATUS") == State.RUNNING:  # its windows cannot be moved
+            self._end(END_SECONDS)
         for name, window in (("JOB", 1), ("WINDOW", 0)):  # JOB_BASE first: it says whose they are
             self._set(name + "_BASE", bus.bases[window])
             self._set(name + "_SIZE", bus.memory[window].size)
         self._set("WATCHDOG", watchdog)
-        self._dirty: set[int] = set()  # windows that the host has written since they were flushed
-        self._stale: set[int] = set()  # windows that the accelerator may have written since
-        self._seen = -1
-        self._running = False
+        self._set("HEARTBEAT", heartbeat)
 
     def register(self, name: str) -> int:
         """The register ``name``."""
@@ -149,9 +160,12 @@ class RegisterDevice:
         self._check_owner()
         self._set("CONTROL", 2)
 
-    def reset(self, deadline: float = 10.0) -> None:
+    def reset(self, deadline: float = END_SECONDS) -> None:
         """End a run at once; DeviceTimeout if the accelerator does not let go of the memory."""
         self._check_owner()
+        self._end(deadline)
+
+    def _end(self, deadline: float) -> None:
         self._set("CONTROL", 4)
         self.wait(deadline)
 

@@ -12,7 +12,7 @@ import numpy as np
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.image import Image
 from tokenfabric.core.isa import DESCRIPTOR, DESCRIPTOR_WORDS, ROW, ROW_WORDS, RowFlag
-from tokenfabric.core.registers import State
+from tokenfabric.core.registers import Error, State
 from tokenfabric.host.device import (
     Device,
     DeviceError,
@@ -68,7 +68,8 @@ class Sampler:
 
 @dataclass
 class Step:
-    """What one step of the device chose for each row, and when (cycles since its job's start)."""
+    """What one step of the device chose for each row, and when: cycles since its job's start,
+    modulo 2**32 (:func:`tokenfabric.host.perf.unwrapped`)."""
 
     tokens: list[int]
     cycles: int
@@ -371,7 +372,15 @@ class Session:
             seen = len(job.steps)
             state = self._collect(job)
             yield from job.steps[seen:]
-            if state is not State.RUNNING:
+            if state is State.ERROR and self.device.poll()[2] is Error.SILENT:
+                # No fault: this program slept, and was taken for dead. What is left comes next.
+                if job.steps:
+                    job.descriptor[STEPS] = len(job.steps)
+                    return
+                if time.monotonic() > end:
+                    raise_error(self.device)
+                self.device.start()
+            elif state is not State.RUNNING:
                 raise_error(self.device)
                 return
             if len(job.steps) > seen:

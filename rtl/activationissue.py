@@ -15,7 +15,7 @@ from tokenfabric.rtl.layouts import (
     matmul_command,
 )
 from tokenfabric.rtl.memory import read_port
-from tokenfabric.rtl.pipeline import delays
+from tokenfabric.rtl.pipeline import delays, register
 from tokenfabric.rtl.tileloops import TileLoops, address_bits
 
 __all__ = ["ActivationIssue"]
@@ -131,8 +131,9 @@ class ActivationIssue(wiring.Component):
             (~s2_last | (chunk < self.cmd.tail)).replicate(chunk_bits)
             for chunk in range(cfg.k_chunks)
         )
+        x = register(m, self.x)
         with m.If(going[2]):
-            m.d.sync += self.x.eq(Mux(is_v, self.score_r.data, self.in_r.data) & s2_mask)
+            m.d.sync += x.eq(Mux(is_v, self.score_r.data, self.in_r.data) & s2_mask)
         m.d.comb += [
             self.valid.eq(going[3]),
             self.swap.eq(take[3] & going[3]),

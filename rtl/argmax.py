@@ -44,10 +44,13 @@ class LargestLane(wiring.Component):
         m = Module()
         # Stage 0 counts the channels that are left, stage 1 takes out those beyond the vocabulary.
         left = Signal(signed(33))
-        s0_y = Signal.like(self.y)
+        s0_y = Signal(self.y.shape(), reset_less=True)
         m.d.sync += [left.eq(self.vocab - Cat(Signal(self.levels), self.block)), s0_y.eq(self.y)]
         lanes = [
-            (Signal(signed(RES_BITS), name=f"s1_y{i}"), Signal(self.levels, name=f"s1_lane{i}"))
+            (
+                Signal(signed(RES_BITS), name=f"s1_y{i}", reset_less=True),
+                Signal(self.levels, name=f"s1_lane{i}"),
+            )
             for i in range(len(self.y))
         ]
         for i, (y, lane) in enumerate(lanes):
@@ -57,8 +60,8 @@ class LargestLane(wiring.Component):
             halved = []
             for i in range(0, len(lanes), 2):
                 (a, a_lane), (b, b_lane) = lanes[i], lanes[i + 1]
-                y = Signal(signed(RES_BITS), name=f"s{level + 2}_y{i}")
-                lane = Signal(self.levels, name=f"s{level + 2}_lane{i}")
+                y = Signal(signed(RES_BITS), name=f"s{level + 2}_y{i}", reset_less=True)
+                lane = Signal(self.levels, name=f"s{level + 2}_lane{i}", reset_less=True)
                 m.d.sync += [y.eq(Mux(b > a, b, a)), lane.eq(Mux(b > a, b_lane, a_lane))]
                 halved.append((y, lane))
             lanes = halved

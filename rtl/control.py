@@ -149,16 +149,32 @@ class Supervisor(wiring.Component):
     """Start, end and error of a run, with its watchdog.
 
     A start waits until no transaction is in flight, resets every unit, and runs. The end, an error,
-    or a reset command halts the memory ports; when what was in flight has arrived, the state
-    changes.
-    Ports that never become quiet end in ERROR after another watchdog period.
+    the watchdog, a host that is silent, or a reset command halts the memory ports; when what was in
+    flight has arrived, the state changes. Commands count from the start on: a stop that comes
+    before the units run lets them do one step, a reset none.
 
-    Members: ``start``, ``stop``, ``reset`` (In: commands); ``stop_steps`` (Out: level);
-    ``watchdog`` (In: cycles, 0 never); ``progress`` (In); ``finished`` (In); ``error`` (In: code, 0
-    none), ``port`` (In); ``quiet`` (In); ``halt``, ``unit_reset``, ``unit_start`` (Out); ``state``,
-    ``code``, ``code_port``, ``running`` (Out); ``begun`` (Out: the units' state is of this run, and
-    not of the one before because the start still waits, or was given up).
+    Ports that do not become quiet, before a run or after it, end in ERROR when the watchdog's
+    period is over; with a watchdog of 0, after DRAIN cycles.
+
+    RESET holds ``unit_reset`` for RESET_CYCLES, and as long again passes before ``unit_start``: the
+    copies of it that come later by less than that are all up at once, and down before.
+
+    Members
+    -------
+    start, stop, reset : in, strobes, commands; not more than one at a time
+    stop_steps : out, level
+    watchdog, heartbeat : in, cycles, 0 never
+    touched : in, strobe, the host has been heard of
+    progress, finished, quiet : in
+    error, port : in, code (0 none) and port
+    halt, unit_reset, unit_start : out
+    state, code, code_port, running : out
+    begun : out, the units' state is of this run, and not of the one before because the start still
+        waits, or was given up
     """
+
+    DRAIN = 1 << 15
+    RESET_CYCLES = 32
 
     def __init__(self):
         super().__init__(
@@ -168,12 +184,14 @@ class Supervisor(wiring.Component):
                 "reset": In(1),
                 "stop_steps": Out(1),
                 "watchdog": In(32),
+                "heartbeat": In(32),
+                "touched": In(1),
                 "progress": In(1),
                 "finished": In(1),
                 "error": In(8),
                 "port": In(4),
                 "quiet": In(1),
-                "halt": Out(1),
+                "halt": Out(1, init=1),
                 "begun": Out(1),
                 "unit_reset": Out(1),
                 "unit_start": Out(1),
@@ -187,54 +205,45 @@ class Supervisor(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.dog = dog = Watchdog()
+        m.submodules.heart = heart = Watchdog()
         ending = Signal(3)
         quiet_now = Signal()  # late by a cycle: a burst may be on its way into a port
-        m.d.comb += [dog.limit.eq(self.watchdog), dog.progress.eq(self.progress)]
-        m.d.sync += [quiet_now.eq(self.quiet), self.unit_reset.eq(0)]
+        given_up = Signal()  # a reset has been asked for
+        count = Signal(range(2 * self.RESET_CYCLES))
+        m.d.comb += [dog.progress.eq(self.progress), heart.progress.eq(self.touched)]
+        m.d.comb += [dog.limit.eq(self.watchdog), heart.limit.eq(self.heartbeat)]
+        m.d.sync += [quiet_now.eq(self.quiet), count.eq(0)]
         with m.FSM() as fsm:
-            m.d.comb += self.running.eq(fsm.ongoing("RUN"))
-            m.d.sync += self.halt.eq(~fsm.ongoing("RUN"))  # a register: it goes to every port
             with m.State("IDLE"):
+                m.d.comb += heart.clear.eq(1)
                 with m.If(self.start):
                     m.d.sync += [
                         self.state.eq(State.RUNNING),
                         self.code.eq(0),
                         self.code_port.eq(0),
                         self.stop_steps.eq(0),
+                        given_up.eq(0),
                         self.begun.eq(0),
                     ]
                     m.d.comb += dog.clear.eq(1)
                     m.next = "QUIET"
             with m.State("QUIET"):
                 with m.If(quiet_now):
-                    m.d.sync += self.unit_reset.eq(1)  # a register: it goes everywhere
                     m.next = "RESET"
-                with m.Elif(dog.bites | self.reset):
+                with m.Elif(dog.bites):
                     m.d.sync += [self.state.eq(State.ERROR), self.code.eq(Error.WATCHDOG)]
                     m.next = "IDLE"
             with m.State("RESET"):
                 m.d.comb += dog.clear.eq(1)
-                m.next = "START"
+                m.d.sync += count.eq(count + 1)
+                with m.If(count.all()):
+                    m.next = "START"
             with m.State("START"):
                 m.d.comb += self.unit_start.eq(1)
                 m.d.sync += self.begun.eq(1)
                 m.next = "RUN"
             with m.State("RUN"):
-                with m.If(self.stop):
-                    m.d.sync += self.stop_steps.eq(1)
-                with m.If(self.error != 0):
-                    m.d.sync += [self.code.eq(self.error), self.code_port.eq(self.port)]
-                    m.d.sync += ending.eq(State.ERROR)
-                    m.next = "HALT"
-                with m.Elif(self.finished):
-                    m.d.sync += ending.eq(Mux(self.stop_steps, State.STOPPED, State.DONE))
-                    m.next = "HALT"
-                with m.Elif(self.reset):
-                    m.d.sync += ending.eq(State.IDLE)
-                    m.next = "HALT"
-                with m.Elif(dog.bites):
-                    m.d.sync += [self.code.eq(Error.WATCHDOG), ending.eq(State.ERROR)]
-                    m.next = "HALT"
+                self._ends(m, ending, dog.bites, heart.bites, given_up)
             with m.State("HALT"):
                 m.d.comb += dog.clear.eq(1)
                 m.next = "DRAIN"
@@ -249,7 +258,33 @@ class Supervisor(wiring.Component):
                     with m.If(self.code == 0):
                         m.d.sync += self.code.eq(Error.WATCHDOG)
                     m.next = "IDLE"
+        # Registers, for they go everywhere.
+        m.d.sync += self.halt.eq(~fsm.ongoing("RUN"))
+        m.d.sync += self.unit_reset.eq(fsm.ongoing("RESET") & (count < self.RESET_CYCLES))
+        m.d.comb += self.running.eq(fsm.ongoing("RUN"))
+        with m.If((self.watchdog == 0) & (fsm.ongoing("QUIET") | fsm.ongoing("DRAIN"))):
+            m.d.comb += dog.limit.eq(self.DRAIN)
+        with m.If(~fsm.ongoing("IDLE")):
+            m.d.sync += self.stop_steps.eq(self.stop_steps | self.stop)
+            m.d.sync += given_up.eq(given_up | self.reset)
         return m
+
+    def _ends(self, m: Module, ending, hung, silent, given_up) -> None:
+        """What ends a run, and how it is said to have ended; the first of several counts."""
+        with m.If(self.error != 0):
+            m.d.sync += [self.code.eq(self.error), self.code_port.eq(self.port)]
+            m.d.sync += ending.eq(State.ERROR)
+            m.next = "HALT"
+        with m.Elif(self.finished):
+            m.d.sync += ending.eq(Mux(self.stop_steps, State.STOPPED, State.DONE))
+            m.next = "HALT"
+        with m.Elif(given_up):
+            m.d.sync += ending.eq(State.IDLE)
+            m.next = "HALT"
+        with m.Elif(hung | silent):
+            code = Mux(hung, Error.WATCHDOG, Error.SILENT)
+            m.d.sync += [self.code.eq(code), ending.eq(State.ERROR)]
+            m.next = "HALT"
 
 
 def register_values(fixed: dict, live: dict) -> list:

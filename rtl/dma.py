@@ -111,7 +111,8 @@ class ReadPort(wiring.Component):
         word = Signal.like(axi.rdata, reset_less=True)
         m.d.comb += [
             axi.rready.eq(1),
-            done.eq(axi.rvalid & axi.rlast),
+            # After a download beats may still come that the design before asked for.
+            done.eq(axi.rvalid & axi.rlast & (in_flight != 0)),
             # The owner is known by then: it was queued with AR, two cycles before data can come.
             owner.ready.eq(done),
             self.quiet.eq(in_flight == 0),

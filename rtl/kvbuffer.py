@@ -20,6 +20,7 @@ from tokenfabric.rtl.kvfill import (
 )
 from tokenfabric.rtl.layouts import kv_beat, kv_command
 from tokenfabric.rtl.memory import Fifo, Ram
+from tokenfabric.rtl.pipeline import register
 
 __all__ = ["Allocator", "Drainer", "KvBuffer", "WordWalk"]
 
@@ -231,7 +232,7 @@ class Drainer(wiring.Component):
     def _route(self, m, step, valid, tag):
         """Chunk ``lane`` of a word is in bank ``lane ^ mask``; for K ``order(lane) ^ mask``."""
         cfg = self.cfg
-        size = 8 * cfg.port_bytes
+        size, word = 8 * cfg.port_bytes, register(m, self.words.payload)
         for lane in range(cfg.ports):
             column, chunk = divmod(lane, cfg.k_chunks)
             high = reverse_int(chunk, log2(cfg.k_chunks))
@@ -240,7 +241,7 @@ class Drainer(wiring.Component):
             with m.If(step & valid[2]):
                 m.d.sync += s4_bank.eq(tag.mask ^ Mux(tag.is_v, lane, order))
             with m.If(step & valid[3]):
-                m.d.sync += self.words.payload.word_select(lane, size).eq(Array(self.data)[s4_bank])
+                m.d.sync += word.word_select(lane, size).eq(Array(self.data)[s4_bank])
 
 
 class KvBuffer(wiring.Component):

@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 from tokenfabric.core import ops
 from tokenfabric.rtl.mac import multiply
 from tokenfabric.rtl.memory import Rom
-from tokenfabric.rtl.pipeline import delay
+from tokenfabric.rtl.pipeline import delay, register
 
 __all__ = ["Lanes", "ShiftRound", "Sigmoid", "VectorLane", "clamp"]
 
@@ -180,10 +180,11 @@ class VectorLane(wiring.Component):
         s9_shift = delay(m, s8_shift[:2], 1, "s9_shift")
         s4_t = Mux(s4_shift, s4_p1 >> 1, s4_p1)
         limited, changed = clamp(s10_sum, ops.ACT_BITS)
+        product, y = register(m, self.product), register(m, self.y)
         m.d.sync += [
             s1_p1.eq(multiply(self.a, self.b)),
-            self.product.eq(s1_p1 + self.s1_half),
-            s3_p1.eq(self.product >> Cat(Const(0, 3), self.s2_shift[3:])),
+            product.eq(s1_p1 + self.s1_half),
+            s3_p1.eq(product >> Cat(Const(0, 3), self.s2_shift[3:])),
             s4_p1.eq(s3_p1 >> Cat(Const(0, 1), s3_shift[1:])),
             s5_t.eq(Mux(self.s4_add, s4_a2, s4_t)),
             s5_keep.eq(Mux(self.s4_add, s4_t, self.s4_half)),
@@ -193,7 +194,7 @@ class VectorLane(wiring.Component):
             s8_sum.eq(s7_sum >> Cat(Const(0, 4), self.s7_shift[4:])),
             s9_sum.eq(s8_sum >> Cat(Const(0, 2), s8_shift[2:])),
             s10_sum.eq(s9_sum >> s9_shift),
-            self.y.eq(limited),
+            y.eq(limited),
             self.saturated.eq(changed),
         ]
         return m
@@ -244,7 +245,7 @@ class Lanes(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        s1_half = Signal(P1_BITS - 1, reset_less=True)
+        s1_half = Signal(31, reset_less=True)  # half of a shift of 5 bits
         s4_half = Signal(SUM_BITS - 1, reset_less=True)
         s1_shift2 = Signal(range(SUM_BITS), reset_less=True)
         early = self.add & (self.shift1 == 0)  # shift2 rounds t + a2 * c: half is added to t

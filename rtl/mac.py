@@ -6,6 +6,7 @@ from amaranth.hdl import Array, Module, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.core.ops import ACT_BITS, WEIGHT_BITS
+from tokenfabric.rtl.pipeline import register
 
 __all__ = ["PRODUCT_BITS", "FabricMultipliers", "multiply"]
 
@@ -58,6 +59,7 @@ class FabricMultipliers(wiring.Component):
         minus = Signal(signed(ACT_BITS + 1), reset_less=True)
         with m.If(self.enable[0]):
             m.d.sync += [one.eq(a), three.eq(a + (a << 1)), minus.eq(-a)]
+        product = register(m, self.product)
         multiples = Array([0, one, one << 1, three])
         signed_multiples = Array([0, one, minus << 1, minus])  # the weight's sign counts -2
         for i in range(self.count):
@@ -72,5 +74,5 @@ class FabricMultipliers(wiring.Component):
                     high.eq(multiples[w[4:6]] + (signed_multiples[w[6:8]] << 2)),
                 ]
             with m.If(self.enable[2]):
-                m.d.sync += self.product[i].eq(low + (high << 4))
+                m.d.sync += product[i].eq(low + (high << 4))
         return m

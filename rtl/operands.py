@@ -10,7 +10,7 @@ from tokenfabric.core.config import FabricConfig
 from tokenfabric.rtl.chunkwalk import Part
 from tokenfabric.rtl.factors import R_BITS, factor_layout
 from tokenfabric.rtl.lanes import A_BITS, B_BITS, C_BITS, ShiftRound, Sigmoid, clamp
-from tokenfabric.rtl.pipeline import delay
+from tokenfabric.rtl.pipeline import delay, register
 from tokenfabric.rtl.vectorissue import DATA, OPERANDS, tag_layout
 
 __all__ = ["Operands"]
@@ -86,22 +86,23 @@ class Operands(wiring.Component):
                 Mux(self.norm | self.swiglu, self.out_shift, Mux(s10_cached, 0, ops.ROPE_FRAC))
             ),
         ]
+        a, b, a2, c = (register(m, port) for port in (self.a, self.b, self.a2, self.c))
         for i in range(self.cfg.cols):
             m.submodules[f"sigmoid{i}"] = sigmoid = Sigmoid()
             m.d.comb += [sigmoid.x.eq(s3_x[i]), sigmoid.align.eq(self.align)]
             cos, sin = s10_c[i & ~1], s10_c[i | 1]
-            m.d.sync += [self.a[i].eq(s10_a[i]), self.a2[i].eq(s10_a[i ^ 1])]
+            m.d.sync += [a[i].eq(s10_a[i]), a2[i].eq(s10_a[i ^ 1])]
             with m.If(self.norm):
                 m.d.sync += [
-                    self.b[i].eq(Mux(s10_second, s10_r << 4, s10_a[i])),
-                    self.c[i].eq(s10_c[i]),
+                    b[i].eq(Mux(s10_second, s10_r << 4, s10_a[i])),
+                    c[i].eq(s10_c[i]),
                 ]
             with m.Elif(self.swiglu):
-                m.d.sync += [self.b[i].eq(sigmoid.s), self.c[i].eq(s10_c[i])]
+                m.d.sync += [b[i].eq(sigmoid.s), c[i].eq(s10_c[i])]
             with m.Elif(s10_cached):
-                m.d.sync += [self.b[i].eq(s10_r), self.c[i].eq(0)]
+                m.d.sync += [b[i].eq(s10_r), c[i].eq(0)]
             with m.Else():
-                m.d.sync += [self.b[i].eq(cos), self.c[i].eq(sin if i & 1 else -sin)]
+                m.d.sync += [b[i].eq(cos), c[i].eq(sin if i & 1 else -sin)]
         return m
 
     def _choose(self, m: Module):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Module, Signal, Value
 
-__all__ = ["delay", "delays"]
+__all__ = ["delay", "delays", "register"]
 
 SHIFT_STAGES = 3  # of which yosys makes a shift register
 
@@ -23,6 +23,17 @@ def delays(m: Module, value, count: int, *, name: str, reset_less: bool = True) 
         m.d.sync += later.eq(stages[-1])
         stages.append(later)
     return stages
+
+
+def register(m: Module, output):
+    """A register without reset for data, which ``output`` shows. Returns it.
+
+    An output that is itself assigned in ``sync`` is a register with a reset, which counts among
+    what the reset has to drive.
+    """
+    held = Signal(output.shape(), name=f"{Value.cast(output).name}_held", reset_less=True)
+    m.d.comb += output.eq(held)
+    return held
 
 
 def delay(m: Module, value, count: int, name: str, *, reset_less: bool = True):

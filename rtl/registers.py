@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Const, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.core import registers
@@ -10,7 +10,7 @@ from tokenfabric.core.config import FabricConfig
 from tokenfabric.rtl.axi import lite
 from tokenfabric.rtl.control import RegisterPort, register_values
 
-__all__ = ["COMMANDS", "WRITTEN", "Registers", "live_names"]
+__all__ = ["COMMANDS", "STEADY", "WRITTEN", "Registers", "live_names"]
 
 GROUP = 64  # bytes of registers that are read by one multiplexer
 COMMANDS = ("start", "stop", "reset")  # bits of CONTROL
@@ -22,8 +22,10 @@ WRITTEN = {
     "JOB_BASE": 0,
     "JOB_SIZE": 0,
     "WATCHDOG": 1 << 20,
+    "HEARTBEAT": 0,
     "SEEN": 1 << 31,
 }
+STEADY = ("WINDOW_BASE", "WINDOW_SIZE", "JOB_BASE", "JOB_SIZE", "WATCHDOG")  # during a run
 
 
 def live_names(cfg: FabricConfig) -> list[str]:
@@ -44,7 +46,11 @@ class Registers(wiring.Component):
     bus : AXI4-Lite slave
     status, error, pc .. : in, 32 bits for each of ``live_names``, by its name in lower case
     written : out, 32 bits for each of WRITTEN, by name
-    start, stop, reset : out, strobes: the bits of a word written to CONTROL
+    start, stop, reset : out, strobes: the bits of a word written to CONTROL, at most one at a time:
+        reset before stop before start
+    locked : in, writes to the registers of STEADY are ignored
+    rst : in, the registers return to what they held first; an access under way goes on
+    touched : out, strobe: an access begins
     sat_class : out, of the counter that is asked for, combinational
     sat_count : in, that counter, in the cycle of ``sat_class``
     """
@@ -58,6 +64,9 @@ class Registers(wiring.Component):
                 **{name.lower(): In(32) for name in self.live},
                 "written": Out(wiring.Signature(written)),
                 **{name: Out(1) for name in COMMANDS},
+                "locked": In(1),
+                "rst": In(1),
+                "touched": Out(1),
                 "sat_class": Out(4),
                 "sat_count": In(32),
             }
@@ -84,16 +93,27 @@ class Registers(wiring.Component):
                 m.d.sync += port.read_data.eq(chosen)
         with m.If(port.read_addr >= first):
             m.d.sync += port.read_data.eq(saturated)
+        m.d.sync += self.touched.eq((self.bus.awvalid & self.bus.awready) | self.bus.arvalid)
+        self._write(m, port)
+        return m
+
+    def _write(self, m: Module, port: RegisterPort) -> None:
+        """What a written word does."""
         commands = [getattr(self, name) for name in COMMANDS]
         m.d.sync += [command.eq(0) for command in commands]
         with m.If(port.write_en):
             with m.Switch(port.write_addr):
                 with m.Case(registers.offset("CONTROL")):
-                    m.d.sync += [command.eq(bit) for command, bit in zip(commands, port.write_data)]
+                    for bit, command in enumerate(commands):
+                        first = ~port.write_data[bit + 1 : len(commands)].any()
+                        m.d.sync += command.eq(port.write_data[bit] & first)
                 for name in WRITTEN:
                     with m.Case(registers.offset(name)):
-                        m.d.sync += getattr(self.written, name).eq(port.write_data)
-        return m
+                        with m.If(~self.locked if name in STEADY else Const(1)):
+                            m.d.sync += getattr(self.written, name).eq(port.write_data)
+        with m.If(self.rst):
+            m.d.sync += [command.eq(0) for command in commands]
+            m.d.sync += [getattr(self.written, name).eq(WRITTEN[name]) for name in WRITTEN]
 
     def _groups(self) -> dict[int, list]:
         """By group, the offsets in it and what they read."""

@@ -9,6 +9,7 @@ from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.ops import MULT_BITS
 from tokenfabric.rtl.layouts import MatmulKind, matmul_command
 from tokenfabric.rtl.memory import write_port
+from tokenfabric.rtl.pipeline import register
 from tokenfabric.rtl.tileloops import COUNT_BITS, TileLoops, address_bits, group_bits
 
 __all__ = ["MultiplierLoader", "ParameterLoader", "TileLoader"]
@@ -96,11 +97,12 @@ class ParameterLoader(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         chunks = self.cfg.scale_channels // self.cfg.cols  # int16 values of a word, in chunks
+        word = register(m, self.w.data)
         m.d.sync += self.w.en.eq(self.valid)
         with m.If(self.start):
             m.d.sync += self.w.addr.eq(self.param - chunks)
         with m.If(self.valid):
-            m.d.sync += [self.w.addr.eq(self.w.addr + chunks), self.w.data.eq(self.word)]
+            m.d.sync += [self.w.addr.eq(self.w.addr + chunks), word.eq(self.word)]
         return m
 
 
@@ -192,8 +194,9 @@ class TileLoader(wiring.Component):
             m.d.sync += self.loaded.eq(1)
         with m.Elif(self.take):
             m.d.sync += self.loaded.eq(0)
+        word = register(m, self.word)
         m.d.sync += self.load.eq(go & ~is_load)
         with m.If(go & ~is_load):
-            word = Mux(from_words, self.words.payload, self.kv_words.payload)
-            m.d.sync += [self.load_index.eq(index), self.load_rows.eq(is_v), self.word.eq(word)]
+            m.d.sync += [self.load_index.eq(index), self.load_rows.eq(is_v)]
+            m.d.sync += word.eq(Mux(from_words, self.words.payload, self.kv_words.payload))
         return m

@@ -15,13 +15,23 @@ from tokenfabric.rtl.control import Counters, RegisterPort, Supervisor
 from tokenfabric.rtl.embed import Embed
 from tokenfabric.rtl.job import Job
 from tokenfabric.rtl.layouts import windows
+from tokenfabric.rtl.pipeline import delays
 from tokenfabric.rtl.ports import MemoryPorts
 from tokenfabric.rtl.registers import COMMANDS, Registers
 from tokenfabric.rtl.router import Router
 from tokenfabric.rtl.vector import VectorUnit
 from tokenfabric.rtl.writeback import SaturationCounter
 
-__all__ = ["Datapath", "Top"]
+__all__ = ["RESETS", "Datapath", "Top"]
+
+# Units that share a reset: none drives more flip-flops than flow.synth allows.
+RESETS = (
+    ("memory", "router"),
+    ("job", "embed"),
+    ("attention",),
+    ("array", "saturated"),
+    ("vector",),
+)
 
 
 class Datapath(wiring.Component):
@@ -32,6 +42,7 @@ class Datapath(wiring.Component):
 
     Members
     -------
+    reset : in, a bit for each of RESETS
     axi_0 .. : read_masters, out, one per port
     axi_w : write_master, out
     start : in, strobe, once after a reset
@@ -59,6 +70,7 @@ class Datapath(wiring.Component):
             {
                 **{f"axi_{p}": Out(read_master(cfg.port_bytes)) for p in range(cfg.ports)},
                 "axi_w": Out(write_master(cfg.port_bytes)),
+                "reset": In(len(RESETS)),
                 "start": In(1),
                 "stop": In(1),
                 "halt": In(1),
@@ -83,13 +95,15 @@ class Datapath(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         cfg = self.cfg
-        m.submodules.memory = memory = MemoryPorts(cfg, fetches=3, writes=3)
-        m.submodules.router = router = Router(cfg)
-        m.submodules.job = job = Job(cfg, row_readers=4, want_readers=2)
-        m.submodules.embed = embed = Embed(cfg)
-        m.submodules.attention = attention = AttentionUnit(cfg)
-        m.submodules.array = array = ArrayUnit(cfg)
-        m.submodules.vector = vector = VectorUnit(cfg)
+        memory, router = MemoryPorts(cfg, fetches=3, writes=3), Router(cfg)
+        job, embed = Job(cfg, row_readers=4, want_readers=2), Embed(cfg)
+        attention, array, vector = AttentionUnit(cfg), ArrayUnit(cfg), VectorUnit(cfg)
+        saturated = SaturationCounter(len(vector.sat_count))
+        units = {"memory": memory, "router": router, "job": job, "embed": embed}
+        units |= {"attention": attention, "array": array, "saturated": saturated, "vector": vector}
+        for reset, names in zip(self.reset, RESETS, strict=True):
+            for name in names:
+                m.submodules[name] = ResetInserter(reset)(units[name])
         outside = [flipped(getattr(self, f"axi_{p}")) for p in range(cfg.ports)]
         for source, sink in (
             *zip(memory.axi_r, outside, strict=True),
@@ -120,15 +134,15 @@ class Datapath(wiring.Component):
             connect(m, source, sink)
         self._job(m, job, router, attention, vector, embed)
         self._array(m, array, job, attention, embed)
-        self._status(m, memory, job, array, vector)
-        units = {
+        self._status(m, memory, job, array, vector, saturated)
+        busy = {
             Unit.ARRAY: array.busy,
             Unit.VECTOR: vector.busy,
             Unit.WRITER: ~memory.writer_idle,
             Unit.ATTENTION: attention.busy,
             Unit.EMBED: embed.busy,
         }
-        m.d.comb += job.busy.eq(Cat(units[unit] for unit in Unit))
+        m.d.comb += job.busy.eq(Cat(busy[unit] for unit in Unit))
         events = {
             "CYCLES": 1,
             "ARRAY_BUSY": array.count_busy,
@@ -181,8 +195,7 @@ class Datapath(wiring.Component):
             Cat(array.dump, array.dump_addr).eq(Cat(job.want[1].dump, job.want[1].addr)),
         ]
 
-    def _status(self, m: Module, memory, job, array, vector) -> None:
-        m.submodules.saturated = saturated = SaturationCounter(len(vector.sat_count))
+    def _status(self, m: Module, memory, job, array, vector, saturated) -> None:
         m.d.comb += [
             saturated.valid.eq(vector.sat_valid),
             saturated.klass.eq(vector.sat_class),
@@ -208,8 +221,13 @@ class Datapath(wiring.Component):
 class Top(wiring.Component):
     """The accelerator.
 
+    ``rst`` resets the control registers and ends a run. What stands on the memory ports goes on,
+    for the memory behind them is not reset: the datapath's own reset is the one that each start
+    makes when nothing is in flight any more.
+
     Members
     -------
+    rst : in
     s_axi_ctrl : AXI4-Lite slave, the control port
     m_axi_hp0 .. : AXI masters, the memory ports; writes go through port 0
     irq : out, there is something that the host has not seen (see SEEN)
@@ -221,16 +239,20 @@ class Top(wiring.Component):
             f"m_axi_hp{p}": Out(memory_port(cfg.port_bytes, writes=p == 0))
             for p in range(cfg.ports)
         }
-        super().__init__({"s_axi_ctrl": In(lite(RegisterPort.ADDR_BITS)), **ports, "irq": Out(1)})
+        control = {"rst": In(1), "s_axi_ctrl": In(lite(RegisterPort.ADDR_BITS))}
+        super().__init__({**control, **ports, "irq": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
         cfg = self.cfg
         m.submodules.registers = regs = Registers(cfg)
-        m.submodules.supervisor = supervisor = Supervisor()
-        m.submodules.counters = counters = Counters(cfg)
-        datapath = Datapath(cfg)
-        m.submodules.datapath = ResetInserter(supervisor.unit_reset)(datapath)
+        supervisor, counters = Supervisor(), Counters(cfg)
+        m.submodules.supervisor = ResetInserter(self.rst)(supervisor)
+        m.submodules.counters = ResetInserter(self.rst)(counters)
+        m.submodules.datapath = datapath = Datapath(cfg)
+        # A register for each, one after the other: synthesis makes no single one of them.
+        resets = delays(m, supervisor.unit_reset, len(RESETS), name="unit_reset")
+        m.d.comb += datapath.reset.eq(Cat(resets[1:]))
         connect(m, flipped(self.s_axi_ctrl), regs.bus)
         for p in range(cfg.ports):
             sources = [getattr(datapath, f"axi_{p}")] + ([datapath.axi_w] if p == 0 else [])
@@ -255,7 +277,11 @@ class Top(wiring.Component):
             *[getattr(regs, name.lower()).eq(value) for name, value in live.items()],
             *[getattr(supervisor, name).eq(getattr(regs, name)) for name in COMMANDS],
             self.irq.eq((head != written.SEEN[:31]) | (ended & ~written.SEEN[31])),
+            regs.rst.eq(self.rst),
+            regs.locked.eq(~ended),
+            supervisor.touched.eq(regs.touched),
             supervisor.watchdog.eq(written.WATCHDOG),
+            supervisor.heartbeat.eq(written.HEARTBEAT),
             supervisor.progress.eq(datapath.progress),
             supervisor.finished.eq(datapath.finished),
             supervisor.error.eq(datapath.error),

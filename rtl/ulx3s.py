@@ -81,6 +81,9 @@ def constraints() -> str:
 class Board(wiring.Component):
     """All but clock and pads. ``led``: alive, request, something new, memory read, memory written.
 
+    ``rst`` resets the accelerator's control registers and ends a run, see Top; memory and link,
+    with whom it may be in the middle of something, go on.
+
     Bus address 0 is the first byte of the SDRAM.
     """
 
@@ -90,6 +93,7 @@ class Board(wiring.Component):
         self.cfg, self.baud, self.silence = cfg, baud, silence
         super().__init__(
             {
+                "rst": In(1),
                 "rx": In(1, init=1),
                 "tx": Out(1, init=1),
                 "led": Out(8),
@@ -110,7 +114,7 @@ class Board(wiring.Component):
         wiring.connect(m, link.memory, memory.host)
         alive = Signal(26)
         m.d.sync += alive.eq(alive + 1)
-        m.d.comb += [link.rx.eq(self.rx), self.tx.eq(link.tx)]
+        m.d.comb += [link.rx.eq(self.rx), self.tx.eq(link.tx), top.rst.eq(self.rst)]
         m.d.sync += self.led.eq(
             Cat(
                 alive[-1],
@@ -153,10 +157,11 @@ class Ulx3s(wiring.Component):
         locked = self._clocks(m)
         self._sdram(m, board.sdram)
         # Through three registers: two for stability, one for the fan-out. High after power-up.
-        reset = Signal(3, init=0b111, reset_less=True)
-        m.d.sync += reset.eq(Cat(~locked | self.button, reset))
+        reset, button = (Signal(3, init=0b111, reset_less=True) for _ in range(2))
+        m.d.sync += [reset.eq(Cat(~locked, reset)), button.eq(Cat(self.button, button))]
         m.d.comb += [
             ResetSignal().eq(reset[2]),
+            board.rst.eq(button[2]),
             board.rx.eq(self.ftdi_txd),
             self.ftdi_rxd.eq(board.tx),
             self.led.eq(board.led),

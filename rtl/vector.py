@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, EnableInserter, Module, Mux
+from amaranth.hdl import Cat, Module, Mux
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.core import ops
@@ -89,13 +89,12 @@ class VectorUnit(wiring.Component):
         m = Module()
         cfg = self.cfg
         m.submodules.issue = issue = VectorIssue(cfg)
-        # The pipeline's registers move only while a command runs.
-        active = EnableInserter(issue.busy)
-        m.submodules.stages = active(stages := Stages(cfg))
-        m.submodules.operands = active(operands := Operands(cfg))
-        m.submodules.lanes = active(lanes := Lanes(cfg.cols))
-        m.submodules.factors = active(factors := ItemFactors(cfg))
-        m.submodules.address = active(address := CacheAddress(cfg))
+        # The pipeline moves in every cycle: an enable would drive all its registers.
+        m.submodules.stages = stages = Stages(cfg)
+        m.submodules.operands = operands = Operands(cfg)
+        m.submodules.lanes = lanes = Lanes(cfg.cols)
+        m.submodules.factors = factors = ItemFactors(cfg)
+        m.submodules.address = address = CacheAddress(cfg)
         m.submodules.beats = beats = AppendBeats(cfg)
         wiring.connect(m, wiring.flipped(self.cmd), issue.cmd)
         wiring.connect(m, wiring.flipped(self.beats), beats.beats)

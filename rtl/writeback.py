@@ -113,8 +113,8 @@ class ResidualAdder(wiring.Component):
         keep = delays(m, self.add, 2, name="res_keep")
         dst = delays(m, self.dst, 3, name="res_dst")
         y = delays(m, self.y.as_value(), 2, name="res_y")
-        s2_old = Signal(cols * RES_BITS)
-        s3_sum = Signal(data.ArrayLayout(signed(RES_BITS + 1), cols))
+        s2_old = Signal(cols * RES_BITS, reset_less=True)
+        s3_sum = Signal(data.ArrayLayout(signed(RES_BITS + 1), cols), reset_less=True)
         m.d.sync += s2_old.eq(self.res_r.data)
         over, lanes = [], []
         for i in range(cols):

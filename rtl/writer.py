@@ -178,8 +178,10 @@ class Writer(wiring.Component):
             self.quiet.eq(outstanding == 0),
             self.idle.eq(~taken & ~collector.open & (unanswered == 0)),
         ]
+        # After a download a response may still come to what the design before wrote.
+        answer = axi.bvalid & (outstanding != 0)
         m.d.sync += [
-            outstanding.eq(outstanding + issue - axi.bvalid),
-            unanswered.eq(unanswered + collector.closed - axi.bvalid),
+            outstanding.eq(outstanding + issue - answer),
+            unanswered.eq(unanswered + collector.closed - answer),
             self.beat.eq(axi.wvalid & axi.wready),
         ]

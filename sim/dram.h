@@ -29,19 +29,9 @@ class Dram {
         port_count_(ports),
         beat_bytes_(beat_bytes),
         ports_(new DramPort[kMaxPorts]) {
-    clear(0);
-    next_refresh_ = p_.refresh_interval;
-  }
-
-  // Forgets all bursts, as a reset does; memory and refresh go on.
-  void clear(int64_t cycle) {
-    for (int i = 0; i < port_count_; ++i) ports_[i] = DramPort();
-    for (Bank& bank : banks_) bank = Bank();
     std::fill(returning_, returning_ + kMaxPorts, 0);
-    count_[0] = count_[1] = entries_ = 0;
-    bus_free_ = cycle << kFraction;
     for (Time& act : activates_) act = -p_.four_activates;
-    wake_ = kNever;
+    next_refresh_ = p_.refresh_interval;
   }
 
   DramPort& port(int index) { return ports_[index]; }

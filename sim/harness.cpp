@@ -16,6 +16,7 @@
 // Because of 1 there is no loop through the harness, and because of 2 an output that depends on
 // an input in the same cycle (rready on rvalid, arvalid on rvalid, ...) is sampled correctly.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -72,17 +73,14 @@ class Harness {
     top_.final();
   }
 
+  // The fabric's reset. The memory's ports are not part of the fabric: they go on with what they
+  // were asked for.
   void reset() {
-    bus_.dram.clear(bus_.cycle);
-    for (ReadChannels& channels : reads_) channels.clear();
-    writes_.clear();
     registers_.clear();
     bus_.error.clear();
-    in_reset_ = true;
     top_.rst = 1;
     for (int i = 0; i < kResetCycles; ++i) step<true>();
     top_.rst = 0;
-    in_reset_ = false;
   }
 
   // Steps until `irq` (if asked for), a broken rule, or `cycles`; returns the cycles stepped.
@@ -131,6 +129,16 @@ class Harness {
   uint8_t* memory() { return memory_.get(); }
   int64_t cycle() const { return bus_.cycle; }
   bool irq() const { return top_.irq; }
+  // Bursts that have been asked for, or begun to be, and not been answered.
+  uint64_t in_flight() const {
+    uint64_t count = 0;
+    for (const Port& port : ports_) {
+      const DramPort& dram = *port.dram;
+      count += dram.reads_accepted - dram.reads_returned;
+      count += std::max(dram.write_addresses, dram.write_bodies) - dram.writes_returned;
+    }
+    return count;
+  }
   const char* error() const { return bus_.error.c_str(); }
   const Counters& counters(int port) const { return ports_[port].counters; }
   const std::vector<std::string>& bus_errors() const { return bus_.bus_errors; }
@@ -159,14 +167,12 @@ class Harness {
 #if VM_TRACE
     if (trace_) trace_->dump(static_cast<uint64_t>(2 * bus_.cycle));
 #endif
-    if (!in_reset_) {
-      for (ReadChannels& channels : reads_) channels.sample();
-      writes_.sample();
-      if (kLite) {
-        registers_.sample();
-      } else {
-        registers_.check_silent();
-      }
+    for (ReadChannels& channels : reads_) channels.sample();
+    writes_.sample();
+    if (kLite) {
+      registers_.sample();
+    } else {
+      registers_.check_silent();
     }
     if (recording_) probe();
     top_.clk = 1;
@@ -211,7 +217,6 @@ class Harness {
                          &top_.m_axi_hp0_wdata,  &top_.m_axi_hp0_wstrb,  top_.m_axi_hp0_bvalid,
                          top_.m_axi_hp0_bready,  top_.m_axi_hp0_bresp}};
   RegisterPort registers_{bus_, top_};
-  bool in_reset_ = false;
   bool recording_ = false;
   std::vector<BusUse> uses_;
   std::vector<Probed> probed_;
@@ -244,6 +249,7 @@ int tf_transact(void* h, int write, uint32_t address, uint32_t* data, int64_t cy
                 int* response) {
   return static_cast<Harness*>(h)->transact(write, address, data, cycles, response);
 }
+uint64_t tf_in_flight(void* h) { return static_cast<Harness*>(h)->in_flight(); }
 int tf_irq(void* h) { return static_cast<Harness*>(h)->irq(); }
 int64_t tf_cycle(void* h) { return static_cast<Harness*>(h)->cycle(); }
 const char* tf_error(void* h) { return static_cast<Harness*>(h)->error(); }

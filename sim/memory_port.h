@@ -98,12 +98,6 @@ class ReadChannels {
  public:
   ReadChannels(Bus& bus, Port& port, const ReadPins& pins) : bus_(bus), port_(port), pins_(pins) {}
 
-  // Forgets all bursts, as a reset does.
-  void clear() {
-    ar_waiting_ = showing_ = false;
-    beat_ = 0;
-  }
-
   void drive() {
     pins_.arready = !port_.stuck && bus_.dram.can_read(*port_.dram) && !bus_.held();
     if (showing_) return;  // a beat stays until it is taken
@@ -176,9 +170,6 @@ class WriteChannels {
  public:
   WriteChannels(Bus& bus, Port& port, const WritePins& pins)
       : bus_(bus), port_(port), pins_(pins) {}
-
-  // Forgets all bursts, as a reset does.
-  void clear() { aw_waiting_ = w_waiting_ = answering_ = false; }
 
   void drive() {
     pins_.awready = !port_.stuck && bus_.dram.can_address_write(*port_.dram) && !bus_.held();

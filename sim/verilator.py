@@ -290,6 +290,11 @@ class VerilatedTop:
         return bool(self._lib.tf_irq(self._live()))
 
     @property
+    def in_flight(self) -> int:
+        """Bursts that the memory has been asked for, or has been begun to be, and not answered."""
+        return self._lib.tf_in_flight(self._live())
+
+    @property
     def last_error(self) -> str:
         """The first AXI rule broken since the last reset, or an empty string."""
         return self._lib.tf_error(self._live()).decode()
@@ -311,7 +316,7 @@ class VerilatedTop:
         return PortCounters(**{name: getattr(counters, name) for name in _Counters.NAMES})
 
     def reset(self) -> None:
-        """Holds ``rst`` for some cycles and forgets all bursts; memory and counters stay."""
+        """Holds ``rst`` for some cycles; the memory, what it was asked for and counters stay."""
         self._lib.tf_reset(self._live())
 
     def run(self, max_cycles: int, until_idle: bool = True) -> int:
@@ -414,6 +419,7 @@ def _load(library: Path) -> ctypes.CDLL:
         ("tf_reset", None, handle),
         ("tf_run", i64, handle, i64, i32),
         ("tf_transact", i32, handle, i32, u32, ctypes.POINTER(u32), i64, ctypes.POINTER(i32)),
+        ("tf_in_flight", u64, handle),
         ("tf_irq", i32, handle),
         ("tf_cycle", i64, handle),
         ("tf_error", text, handle),
