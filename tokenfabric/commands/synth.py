@@ -27,6 +27,7 @@ COUNTS = {
 }  # fmt: skip
 # Within these a design is expected to place and route at its clock; wires get half the period.
 MAX_SHARE, MAX_LEVELS, CELLS_OF_PERIOD = 0.8, 8, 0.5
+MAX_FAN_OUT = 2000  # cells on one enable or reset, but for what goes over a clock network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,6 +131,14 @@ def _table(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows.append(("LUT levels", number(result["lut_levels"]), f"at most {MAX_LEVELS}; worst ends:"))
     for path in result["paths"]:
         rows.append(("", number(path["lut_levels"]), f"{path['start']} -> {path['end']}"))
+    remark = f"at most {MAX_FAN_OUT:,}"
+    if "global_controls" in result:
+        remark = "those of most cells go over the clock network"
+    for kind, nets in result["fan_out"].items():
+        rows.append((f"cells on one {kind}", "", remark))
+        for net in nets:
+            source = net["signal"] if net["register"] else f"{net['signal']} (of LUTs)"
+            rows.append(("", number(net["cells"]), source))
     if result["cell_delay_ns"] is not None:
         limit = f"ns without wires, at most {result['cell_delay_limit_ns']:g}; the slowest path:"
         rows.append(("cell delay", number(result["cell_delay_ns"], 3), limit))
@@ -176,6 +185,9 @@ def _over(result: dict[str, Any]) -> list[str]:
     over = [name for name, share in result["share"].items() if share >= MAX_SHARE]
     if result["lut_levels"] > MAX_LEVELS:
         over.append("lut_levels")
+    if "global_controls" not in result:
+        for kind, nets in result["fan_out"].items():
+            over += [f"fan_out of {kind}s" for net in nets[:1] if net["cells"] > MAX_FAN_OUT]
     delay = result["cell_delay_ns"]
     if delay is not None and delay > result["cell_delay_limit_ns"]:
         over.append("cell_delay_ns")
