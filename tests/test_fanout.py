@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tokenfabric.commands.synth import MAX_FAN_OUT, _over
 from tokenfabric.flow.fanout import control_fan_out
 from tokenfabric.flow.synth import synthesize
+
+from tokenfabric.commands.synth import MAX_FAN_OUT, _over
 
 NAMES = {1: "busy", 2: "rst", 3: "step"}
 
