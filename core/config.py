@@ -49,7 +49,7 @@ PUBLISHED = {
 }
 """By name. ``sim/dram.py`` models their times."""
 
-ULTRA_RAM = frozenset(("in", "out", "res", "scores", "weights", "kv"))  # may be built of UltraRAM
+ULTRA_RAM = frozenset(("in", "scores", "weights", "kv"))  # may be built of UltraRAM
 
 
 @dataclass(frozen=True, kw_only=True)
