@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenfabric.core import ops
 from tokenfabric.core.arch import Attention, FeedForward, Matrix
 from tokenfabric.core.errors import UserError
 from tokenfabric.quant.checkpoint import Checkpoint, Layer
@@ -189,8 +190,8 @@ class _Run:
         self.shape, self.cache, self.trace, self.dtype = s, cache, trace, dtype
         self.batch, self.start, self.end = batch, start, end
         position = np.arange(start, end)
-        frequency = s.rope_theta ** (-np.arange(0, s.head_dim, 2) / s.head_dim)
-        angle = position[:, None] * frequency
+        frequencies = ops.rope_frequencies(s.head_dim, s.rope_theta, s.rope_scale)
+        angle = position[:, None] * frequencies
         self.cos, self.sin = np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
         self.masked = np.arange(end) > position[:, None]
 

@@ -18,6 +18,7 @@ SHAPES = {
     "untied": ModelShape(32, 50, 2, 2, 1, 16, 61, 64, tied=False),
     "wide heads": ModelShape(24, 40, 2, 4, 2, 10, 50, 64, tied=False),
     "biases": ModelShape(40, 52, 2, 4, 2, 10, 77, 64, norm_eps=1e-6, arch="qwen2"),
+    "mistral": ModelShape(48, 52, 2, 4, 2, 16, 77, 64, norm_eps=1e-5, arch="mistral"),
     "biases, untied": ModelShape(36, 52, 3, 3, 1, 12, 61, 64, tied=False, arch="qwen2"),
 }
 
@@ -35,7 +36,7 @@ def test_logits_equal_transformers(name):
     config = hf_config(shape)
     theta = config.pop("rope_theta")
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
-    kind = {"llama": "Llama", "qwen2": "Qwen2"}[shape.arch]
+    kind = {"llama": "Llama", "qwen2": "Qwen2", "mistral": "Mistral"}[shape.arch]
     configured = getattr(transformers, f"{kind}Config")(**config)
     model = getattr(transformers, f"{kind}ForCausalLM")(configured).eval()
     state = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in hf_tensors(made).items()}
