@@ -196,6 +196,21 @@ def test_bos_follows_the_end_of_a_text():
     assert ends.any() and (texts[:, 1:][ends] == 1).all()
 
 
+def test_without_a_bos_texts_begin_as_they_do_after_an_end():
+    checkpoint = random_checkpoint(seed=9, scale=1.5)
+    texts = sample_texts(checkpoint, None, [2, 3], 4000, 1, seed=1)
+    logits = forward(checkpoint, [2])[0].astype(np.float64)
+    p = np.exp(logits - logits.max())
+    share = np.bincount(texts[:, 0], minlength=TINY.vocab) / 4000
+    assert np.abs(share - p / p.sum()).max() < 0.03
+    texts = sample_texts(checkpoint, None, [2], 3, 12, seed=0, temperature=0)
+    session, tokens = FloatSession(checkpoint), [2]
+    for _ in range(12):
+        tokens.append(int(session.step(tokens[-1]).argmax()))
+    assert texts.tolist() == [tokens[1:]] * 3
+    assert sample_texts(checkpoint, None, [], 2, 31, seed=0).shape == (2, 31)
+
+
 def test_samples_longer_than_the_context():
     with pytest.raises(UserError, match="33 tokens do not fit"):
         sample_texts(random_checkpoint(), 1, [2], 1, 33, seed=0)
