@@ -44,9 +44,9 @@ def file_size(path: Path) -> int:
         raise UserError(f"{path}: the file is empty (0 bytes); download or export it again")
     if start.startswith(_LFS_POINTER):
         found = re.search(rb"^size (\d+)\s*$", start, re.MULTILINE)
-        size = f"a file of {int(found[1]):,} bytes" if found else "a file"
+        what = f"a file of {int(found[1]):,} bytes" if found else "a file"
         raise UserError(
-            f"{path}: is a Git LFS pointer to {size}, not the file itself; get it with "
+            f"{path}: is a Git LFS pointer to {what}, not the file itself; get it with "
             f"'git lfs install' and 'git lfs pull' in its repository, or download {path.name}"
         )
     return size

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.files import show
 
@@ -59,12 +60,14 @@ def rope_scaling(rope: Mapping[str, Any], head_dim: int, theta: float, context: 
     else:
         keep = _yarn(rope, head_dim, theta, trained)
         magnitude = _yarn_magnitude(rope, factor)
-    kept = [keep(pair) for pair in range(head_dim // 2)]
-    return Scaling(tuple(part + (1 - part) / factor for part in kept), magnitude, context)
+    # To 24 bits, as transformers computes them: what libraries make of the last of 53 is gone.
+    kept = np.array([keep(pair) for pair in range(head_dim // 2)])
+    pairs = (kept + (1 - kept) / factor).astype(np.float32)
+    return Scaling(tuple(pairs.tolist()), magnitude, context)
 
 
 def _number(rope: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    value = default if rope.get(key) is None else rope[key]
+    value: Any = default if rope.get(key) is None else rope[key]
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 < value < 1e9:
         raise UserError(f"{key}={show(value)} must be a number above 0 and below 1e9; correct it")

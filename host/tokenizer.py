@@ -20,10 +20,10 @@ from pathlib import Path
 
 from tokenfabric.core.errors import UserError
 from tokenfabric.host.bpe import Decoder, Tokenizer, check_rows
-from tokenfabric.host.tokenizer_hf import BESIDE, load_hf
+from tokenfabric.host.tokenizer_hf import load_hf
 from tokenfabric.host.tokenizer_llama2c import load_llama2c
 
-__all__ = ["Decoder", "Tokenizer", "find_tokenizer", "load_tokenizer", "tokenizer_files"]
+__all__ = ["Decoder", "Tokenizer", "find_tokenizer", "load_tokenizer"]
 
 
 def load_tokenizer(path: str | Path, vocab: int | None = None) -> Tokenizer:
@@ -40,13 +40,6 @@ def load_tokenizer(path: str | Path, vocab: int | None = None) -> Tokenizer:
     tokenizer = load_llama2c(path)
     check_rows(path, tokenizer.vocab, vocab)
     return tokenizer
-
-
-def tokenizer_files(path: str | Path) -> list[Path]:
-    """The files that :func:`load_tokenizer` reads; UserError where there is none."""
-    path = _file(Path(path))
-    beside = [path.parent / name for name in BESIDE] if path.suffix == ".json" else []
-    return [path, *(file for file in beside if file.exists())]
 
 
 def _file(path: Path) -> Path:

@@ -23,14 +23,6 @@ from tokenfabric.core.files import read_json_object, show
 from tokenfabric.host.bpe import MAX_VOCAB, Tokenizer, build, check_rows
 from tokenfabric.host.pretokenize import GPT2, PUNCTUATION, WORD, Step
 
-BESIDE = (
-    "generation_config.json",
-    "config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
-"""The files beside a tokenizer.json that are read where they are there."""
-
 
 def load_hf(path: Path, vocab: int | None = None) -> Tokenizer:
     """The tokenizer of a tokenizer.json, without added tokens whose id is not below ``vocab``.
@@ -228,10 +220,12 @@ class _Ends:
     """
 
     def __init__(self, path: Path, data: dict[str, Any], added: dict[str, int]) -> None:
-        files = [path.parent / name for name in BESIDE]
-        found = [read_json_object(file) if file.exists() else {} for file in files]
-        self.generation, self.config = found[:2]
-        self.own = {**found[3], **found[2]}
+        def beside(name: str) -> dict[str, Any]:
+            file = path.parent / name
+            return read_json_object(file) if file.exists() else {}
+
+        self.generation, self.config = beside("generation_config.json"), beside("config.json")
+        self.own = beside("special_tokens_map.json") | beside("tokenizer_config.json")
         self.path, self.added, self.processor = path, added, data.get("post_processor")
 
     def bos(self) -> int | None:
@@ -273,7 +267,9 @@ class _Ends:
         """What the tokenizer itself puts before a text; None if it has no template."""
         post = self.processor
         for node in post["processors"] if post and post["type"] == "Sequence" else [post]:
-            kind = node["type"] if node else None
+            if not node:
+                continue
+            kind = node["type"]
             if kind in ("BertProcessing", "RobertaProcessing"):
                 return [node["cls"][1]]
             if kind == "TemplateProcessing":

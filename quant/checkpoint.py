@@ -29,7 +29,6 @@ from tokenfabric.quant.safetensors import (
     SafeTensors,
     Shards,
     check_finite,
-    shard_files,
 )
 
 Layer = dict[str, Float]
@@ -64,19 +63,6 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (OSError, ValueError) as error:
         why = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
         raise UserError(f"{path}: cannot be read ({why}); check the path") from None
-
-
-def checkpoint_files(path: str | Path) -> list[Path]:
-    """The files that :func:`load_checkpoint` reads, and no others that lie beside them.
-
-    UserError where there are none.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return [path]
-    weights = _weights(path)
-    shards = sorted(set(shard_files(weights).values())) if weights.name == INDEX else []
-    return [path / "config.json", weights, *shards]
 
 
 def interleave_rope(weight: Float, heads: int) -> Float:

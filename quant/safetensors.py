@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.files import file_size, parse_json_object, read_json_object, show
 
-__all__ = ["INDEX", "Float", "SafeTensors", "Shards", "check_finite", "shard_files"]
+__all__ = ["INDEX", "Float", "SafeTensors", "Shards", "check_finite"]
 
 Float = npt.NDArray[np.float32]
 INDEX = "model.safetensors.index.json"
@@ -131,31 +131,27 @@ class SafeTensors:
         return values
 
 
-def shard_files(index: Path) -> dict[str, Path]:
-    """The file of each tensor that an index (``INDEX``) names, in its folder."""
-    found = read_json_object(index).get("weight_map")
-    good = isinstance(found, dict) and found
-    if not good or not all(isinstance(n, str) and Path(n).name == n for n in found.values()):
-        raise UserError(
-            f"{index}: weight_map does not name a file of this folder for each tensor; "
-            "download it again"
-        )
-    return {tensor: index.parent / name for tensor, name in found.items()}
-
-
 class Shards:
     """The safetensors files that an index names; each tensor is read from the one it says."""
 
     def __init__(self, index: Path) -> None:
         self.path = index
-        where = shard_files(index)
-        for file in dict.fromkeys(where.values()):
+        found: Any = read_json_object(index).get("weight_map")
+        good = isinstance(found, dict) and found
+        if not good or not all(isinstance(n, str) and Path(n).name == n for n in found.values()):
+            raise UserError(
+                f"{index}: weight_map does not name a file of this folder for each tensor; "
+                "download it again"
+            )
+        where = {tensor: index.parent / name for tensor, name in found.items()}
+        files = dict.fromkeys(where.values())
+        for file in files:
             if not file.exists():
                 raise UserError(
                     f"{file}: no such file, but {index.name} names it; download all "
-                    f"{len(set(where.values()))} files of the model"
+                    f"{len(files)} files of the model"
                 )
-        shards = {file: SafeTensors(file) for file in dict.fromkeys(where.values())}
+        shards = {file: SafeTensors(file) for file in files}
         for name, file in where.items():
             if name not in shards[file].entries:
                 raise UserError(
@@ -164,9 +160,10 @@ class Shards:
                 )
         # What the index does not name would be read by others, too: it must not be overlooked.
         self._shards = {
-            name: where.get(name, file) for file, shard in shards.items() for name in shard.entries
+            name: shards[where.get(name, file)]
+            for file, shard in shards.items()
+            for name in shard.entries
         }
-        self._files = shards
         self.names = list(self._shards)
 
     def read(self, name: str, dims: tuple[int, ...]) -> Float:
@@ -176,4 +173,4 @@ class Shards:
                 f"{self.path}: tensor {name!r} is missing; "
                 "use a complete checkpoint with its own config.json"
             )
-        return self._files[self._shards[name]].read(name, dims)
+        return self._shards[name].read(name, dims)

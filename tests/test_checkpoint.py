@@ -18,7 +18,7 @@ from checkpoints import (
 )
 from checkpoints import write_llama2c as write_bin
 from tokenfabric.core.errors import UserError
-from tokenfabric.quant.checkpoint import checkpoint_files, interleave_rope, load_checkpoint
+from tokenfabric.quant.checkpoint import interleave_rope, load_checkpoint
 
 UNTIED = replace(TINY, tied=False)
 HEADER = 28
@@ -411,14 +411,9 @@ def test_only_the_files_that_are_read_count(tmp_path):
             with (folder / name).open("wb") as file:
                 file.truncate(1 << 40)  # sparse: whoever reads it does not come back
         same(made, load_checkpoint(folder))
-    assert [f.name for f in checkpoint_files(one)] == ["config.json", "model.safetensors"]
-    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     index = "model.safetensors.index.json"
-    assert [f.name for f in checkpoint_files(many)] == ["config.json", index, *shards]
     (one / index).write_text("broken")  # a whole model.safetensors is what others read, too
     same(made, load_checkpoint(one))
-    path = write_bin(tmp_path / "m.bin", made)
-    assert checkpoint_files(path) == [path]
 
 
 # Folders that hold something else

@@ -9,13 +9,7 @@ from pathlib import Path
 import pytest
 from tokenfabric.core.errors import UserError
 from tokenfabric.host import tokenizer as module
-from tokenfabric.host.tokenizer import (
-    Decoder,
-    Tokenizer,
-    find_tokenizer,
-    load_tokenizer,
-    tokenizer_files,
-)
+from tokenfabric.host.tokenizer import Decoder, Tokenizer, find_tokenizer, load_tokenizer
 
 STORIES = Path(__file__).parent.parent / "models" / "stories"
 
@@ -595,15 +589,6 @@ def test_words_that_lost_their_spaces_get_them_back(tmp_path):
 def test_a_blob_says_only_what_is_unusual(tmp_path):
     blob = load_tokenizer(save_bytes_tokenizer(tmp_path)).to_bytes()
     assert b'"strip_space":' in blob and b'"between":' not in blob
-
-
-def test_files_of_a_tokenizer(tmp_path):
-    path = save_bytes_tokenizer(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "vocab.json").write_text("{}")
-    assert tokenizer_files(tmp_path) == tokenizer_files(path) == [path, tmp_path / "config.json"]
-    path = write_tokenizer_bin(tmp_path / "t.bin")
-    assert tokenizer_files(path) == [path]
 
 
 # Bad input
