@@ -222,7 +222,7 @@ class _Ends:
     def __init__(self, path: Path, data: dict[str, Any], added: dict[str, int]) -> None:
         def beside(name: str) -> dict[str, Any]:
             file = path.parent / name
-            return read_json_object(file) if file.exists() else {}
+            return read_json_object(file) if file.exists() or file.is_symlink() else {}
 
         self.generation, self.config = beside("generation_config.json"), beside("config.json")
         self.own = beside("special_tokens_map.json") | beside("tokenizer_config.json")

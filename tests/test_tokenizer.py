@@ -704,6 +704,25 @@ def test_tokenizer_file_or_folder_that_is_none(tmp_path):
     assert find_tokenizer(tmp_path, 40) == tmp_path
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 98765\n"
+
+
+def test_files_that_only_stand_for_others(tmp_path):
+    save_bytes_tokenizer(tmp_path)
+    names = ["config.json", "generation_config.json", "special_tokens_map.json"]
+    for name in [*names, "tokenizer_config.json", "tokenizer.json"]:
+        path = tmp_path / name
+        path.write_text(POINTER)
+        refused(f"{name}: is a Git LFS pointer to a file of 98,765 b", load_tokenizer, tmp_path)
+        path.unlink()
+        path.symlink_to("blobs/nowhere")  # as an unfinished download leaves it
+        refused(f"{name}: a link to a file that is not there", load_tokenizer, tmp_path)
+        path.unlink()
+    path = tmp_path / "tokenizer.bin"
+    path.write_text(POINTER)
+    refused("tokenizer.bin: is a Git LFS pointer", load_tokenizer, path)
+
+
 def test_tokenizer_of_another_model(tmp_path):
     path = write_tokenizer_bin(tmp_path / "t.bin")
     assert load_tokenizer(path, 268).vocab == 268
