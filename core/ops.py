@@ -226,10 +226,19 @@ def rope(x, table):
     return saturate(rope_wide(x, table), ACT_BITS)
 
 
-def rope_table(positions, head_dim: int, theta: float):
+def rope_frequencies(head_dim: int, theta: float, scale=()):
+    """Radians by which each pair turns from one position to the next, float64 [head_dim // 2].
+
+    scale: what each is multiplied by (``ModelShape.rope_scale``); () for none.
+    """
+    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    return frequencies * np.asarray(scale, np.float64) if len(scale) else frequencies
+
+
+def rope_table(positions, head_dim: int, theta: float, scale=()):
     """The host-made table of :func:`rope`: int16 [len(positions), head_dim]."""
-    freq = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    angle = np.asarray(positions, np.float64)[:, None] * freq
+    frequencies = rope_frequencies(head_dim, theta, scale)
+    angle = np.asarray(positions, np.float64)[:, None] * frequencies
     out = np.empty((len(angle), head_dim), np.int64)
     out[:, 0::2] = np.round(np.cos(angle) * (1 << ROPE_FRAC))
     out[:, 1::2] = np.round(np.sin(angle) * (1 << ROPE_FRAC))

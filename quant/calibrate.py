@@ -58,10 +58,10 @@ class Stats:
 
 
 def calibration_tokens(
-    checkpoint: Checkpoint, bos: int, eos: Iterable[int], seed: int = 0
+    checkpoint: Checkpoint, bos: int | None, eos: Iterable[int], seed: int = 0
 ) -> list[npt.NDArray[np.int64]]:
     """The default calibration texts: sampled from the model, the same for the same seed."""
-    length = min(TEXT_TOKENS, checkpoint.shape.context)
+    length = min(TEXT_TOKENS, checkpoint.shape.context - (bos is None))
     return list(sample_texts(checkpoint, bos, eos, TEXTS, length, seed))
 
 

@@ -23,7 +23,7 @@ class Encoder(Protocol):
     """What is needed of a tokenizer."""
 
     vocab: int
-    bos: int
+    bos: int | None
     eos: list[int]
 
     def encode(self, text: str) -> list[int]: ...
@@ -32,9 +32,10 @@ class Encoder(Protocol):
 def read_sequences(
     path: str | Path, tokenizer: Encoder, vocab: int, context: int
 ) -> list[npt.NDArray[np.int64]]:
-    """One text a line, as BOS and its tokens, cut at MAX_TOKENS and the context.
+    """One text a line, as its tokens (after the BOS, if the tokenizer has one), cut at MAX_TOKENS
+    and the context.
 
-    Empty lines are skipped. UserError for a file that is not text or holds none.
+    Lines that give no tokens are skipped. UserError for a file that is not text or holds none.
     """
     path = Path(path)
     try:
@@ -49,6 +50,8 @@ def read_sequences(
         if not line:
             continue
         ids = np.array(tokenizer.encode(line)[: min(MAX_TOKENS, context)], np.int64)
+        if not len(ids):
+            continue
         if ids.min() < 0 or ids.max() >= vocab:
             raise UserError(
                 f"{path}: line {number} has token {max(ids.max(), -ids.min())}, the model's "

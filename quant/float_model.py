@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenfabric.core import ops
 from tokenfabric.core.arch import Attention, FeedForward, Matrix
 from tokenfabric.core.errors import UserError
 from tokenfabric.quant.checkpoint import Checkpoint, Layer
@@ -78,7 +79,7 @@ class FloatSession:
 
 def sample_texts(
     checkpoint: Checkpoint,
-    bos: int,
+    bos: int | None,
     eos: Iterable[int],
     count: int,
     length: int,
@@ -88,9 +89,16 @@ def sample_texts(
     """Calibration texts sampled from the model: ids [count, length], the same for the same seed.
 
     Every row starts with ``bos``. After a token of ``eos`` comes ``bos`` (unless it was ``bos``)
-    and the row goes on, as in the streams of joined texts that such models are trained on.
-    ``temperature`` 0 is greedy. UserError if ``length`` is more than the context.
+    and the row goes on, as in the streams of joined texts that such models are trained on. Without
+    a BOS (None) a row is what the model says after the end of another text, which is left out.
+    ``temperature`` 0 is greedy. UserError if ``length`` is more than the context, which must have
+    room for that end, too.
     """
+    eos = list(eos)
+    if bos is None:
+        start = eos[0] if eos else 0
+        rows = sample_texts(checkpoint, start, [], count, length + 1, seed, temperature)
+        return rows[:, 1:]
     rng = np.random.default_rng(seed)
     stop = np.array([token for token in eos if token != bos], np.int64)
     tokens = np.full((count, length), bos, np.int64)
@@ -189,8 +197,8 @@ class _Run:
         self.shape, self.cache, self.trace, self.dtype = s, cache, trace, dtype
         self.batch, self.start, self.end = batch, start, end
         position = np.arange(start, end)
-        frequency = s.rope_theta ** (-np.arange(0, s.head_dim, 2) / s.head_dim)
-        angle = position[:, None] * frequency
+        frequencies = ops.rope_frequencies(s.head_dim, s.rope_theta, s.rope_scale)
+        angle = position[:, None] * frequencies
         self.cos, self.sin = np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
         self.masked = np.arange(end) > position[:, None]
 

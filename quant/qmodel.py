@@ -263,7 +263,8 @@ class _Run:
     ) -> None:
         s = model.shape
         self.shape, self.count, self.trace, self.saturations = s, count, trace, saturations
-        self.table = ops.rope_table(np.arange(count), s.head_dim, s.rope_theta)[:, None]
+        table = ops.rope_table(np.arange(count), s.head_dim, s.rope_theta, s.rope_scale)
+        self.table = table[:, None]
         self.causal = np.tri(count, dtype=bool)
 
     def note(self, name: str, x: Array) -> Array:
