@@ -20,6 +20,8 @@ Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 TEXTS = 64  # sampled texts and their length
 TEXT_TOKENS = 256
+SAMPLING_WORK = 4 * 10**12  # tokens times weights: some minutes
+FEWEST_TEXTS = 8
 ACTIVATION_LIMIT = 2.0**40  # no sound model comes near; float32 can still square it
 KEPT_TEXTS = 16  # whose q and k are kept, for what cannot be computed on the fly
 
@@ -58,11 +60,20 @@ class Stats:
 
 
 def calibration_tokens(
-    checkpoint: Checkpoint, bos: int | None, eos: Iterable[int], seed: int = 0
+    checkpoint: Checkpoint,
+    bos: int | None,
+    eos: Iterable[int],
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> list[npt.NDArray[np.int64]]:
-    """The default calibration texts: sampled from the model, the same for the same seed."""
+    """The default calibration texts: sampled from the model, the same for the same seed.
+
+    TEXTS of them or, so that it takes minutes and not hours, fewer for a model of more weights.
+    """
     length = min(TEXT_TOKENS, checkpoint.shape.context - (bos is None))
-    return list(sample_texts(checkpoint, bos, eos, TEXTS, length, seed))
+    affordable = SAMPLING_WORK // (length * checkpoint.shape.parameters)
+    count = max(FEWEST_TEXTS, min(TEXTS, affordable))
+    return list(sample_texts(checkpoint, bos, eos, count, length, seed, progress=progress))
 
 
 def calibrate(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,6 +48,15 @@ class Checkpoint:
     layers: list[Layer]
     final_norm: Float
     classifier: Float
+
+    def tensors(self) -> Iterator[tuple[str, Float]]:
+        """Every array by name, a tied one once."""
+        yield "embedding", self.embedding
+        for number, layer in enumerate(self.layers):
+            yield from ((f"layer{number}.{name}", array) for name, array in layer.items())
+        yield "final_norm", self.final_norm
+        if not self.shape.tied:
+            yield "classifier", self.classifier
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -37,18 +37,8 @@ def read_sequences(
 
     Lines that give no tokens are skipped. UserError for a file that is not text or holds none.
     """
-    path = Path(path)
-    try:
-        text = read_bytes(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: byte {error.start} is not UTF-8; give a text file, one text a line"
-        ) from None
     found = []
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
-        line = line.strip()
-        if not line:
-            continue
+    for number, line in read_lines(path):
         ids = np.array(tokenizer.encode(line)[: min(MAX_TOKENS, context)], np.int64)
         if not len(ids):
             continue
@@ -58,6 +48,20 @@ def read_sequences(
                 f"vocabulary has {vocab}; use the tokenizer of the checkpoint"
             )
         found.append(ids)
+    return found
+
+
+def read_lines(path: str | Path) -> list[tuple[int, str]]:
+    """The lines of a text file that are not empty, with their numbers; UserError as above."""
+    path = Path(path)
+    try:
+        text = read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: byte {error.start} is not UTF-8; give a text file, one text a line"
+        ) from None
+    lines = enumerate(text.removeprefix("\ufeff").split("\n"), start=1)
+    found = [(number, line.strip()) for number, line in lines if line.strip()]
     if not found:
         raise UserError(f"{path}: the file holds no text; give one text a line")
     return found

@@ -85,6 +85,7 @@ def sample_texts(
     length: int,
     seed: int,
     temperature: float = 1.0,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> npt.NDArray[np.int64]:
     """Calibration texts sampled from the model: ids [count, length], the same for the same seed.
 
@@ -107,6 +108,8 @@ def sample_texts(
         logits = _forward(checkpoint, tokens[:, i - 1 : i], cache, None)[:, 0]
         if temperature > 0:  # Gumbel-max: the argmax is distributed as the softmax
             logits = logits / temperature + rng.gumbel(size=logits.shape)
+        if progress is not None:
+            progress("sampling texts", i, length - 1)
         ended = np.isin(tokens[:, i - 1], stop)
         tokens[:, i] = np.where(ended, bos, logits.argmax(axis=-1))
     return tokens

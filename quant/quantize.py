@@ -45,6 +45,12 @@ GPTQ_DAMP = 0.01
 GPTQ_BLOCK = 64
 
 
+def check_recipe(name: str) -> None:
+    """UserError for one that is not in RECIPES."""
+    if name not in RECIPES:
+        raise UserError(f"no recipe is called {show(name)}; use one of {', '.join(RECIPES)}")
+
+
 class Words(Encoder, Protocol):
     """What is needed of a tokenizer."""
 
@@ -68,8 +74,7 @@ def quantize_checkpoint(
     """
     shape = checkpoint.shape
     shape.check_hardware()
-    if recipe not in RECIPES:
-        raise UserError(f"no recipe is called {show(recipe)}; use one of {', '.join(RECIPES)}")
+    check_recipe(recipe)
     if tokenizer.vocab > shape.vocab:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab} tokens, the checkpoint {shape.vocab}; "
@@ -78,9 +83,7 @@ def quantize_checkpoint(
     if calibration is not None:
         sequences = read_sequences(calibration, tokenizer, shape.vocab, shape.context)
     else:
-        if progress is not None:
-            progress("sampling texts", 0, 0)
-        sequences = calibration_tokens(checkpoint, tokenizer.bos, tokenizer.eos, seed)
+        sequences = calibration_tokens(checkpoint, tokenizer.bos, tokenizer.eos, seed, progress)
     stats = calibrate(checkpoint, sequences, progress)
     model = quantize(checkpoint, stats, recipe, progress)
     model.tokenizer = tokenizer.to_bytes()

@@ -7,6 +7,7 @@ from test_evaluate import Spelling
 from tokenfabric.core import ops
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.shape import ModelShape
+from tokenfabric.quant import calibrate as calibrate_module
 from tokenfabric.quant import float_model
 from tokenfabric.quant.calibrate import calibrate, pair_scales
 from tokenfabric.quant.qmodel import QModel
@@ -358,6 +359,26 @@ def test_quantize_checkpoint_is_reproducible_and_embeds_the_tokenizer(tmp_path):
     for what in ("calibrating", "quantizing"):
         done = [(done, total) for name, done, total in calls if name == what]
         assert done == sorted(done) and done[-1][0] == done[-1][1] > 0
+
+
+def test_sampling_is_bounded_and_says_how_far_it_is(monkeypatch):
+    """A large model gets fewer texts, of the same length; a small one all of them."""
+    checkpoint = random_checkpoint()
+    told = []
+
+    def sample() -> tuple[int, int]:
+        texts = calibrate_module.calibration_tokens(
+            checkpoint, 1, [2], 0, lambda *told_now: told.append(told_now)
+        )
+        return len(texts), len(texts[0])
+
+    length = min(calibrate_module.TEXT_TOKENS, checkpoint.shape.context)
+    assert sample() == (calibrate_module.TEXTS, length)
+    assert told == [("sampling texts", i, length - 1) for i in range(1, length)]
+    one = length * checkpoint.shape.parameters
+    for affordable, count in ((20, 20), (1, calibrate_module.FEWEST_TEXTS)):
+        monkeypatch.setattr(calibrate_module, "SAMPLING_WORK", affordable * one)
+        assert sample() == (count, length)
 
 
 def test_calibration_text(tmp_path):

