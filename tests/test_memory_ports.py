@@ -270,3 +270,25 @@ def test_full_while_nobody_takes_weights():
     weights = {"offset": 0, "superblocks": superblocks, "repeats": 1}
     run(dut, [bench, sender(dut.stream, [weights])], slaves)
     assert levels == [0, 1, 0]
+
+
+def test_the_writer_is_not_idle_while_the_end_of_a_run_is_missing():
+    """Though nothing is in flight; nor before the answer has come."""
+    system, rng = System(TINY, latencies=((1, 2), (30, 31))), np.random.default_rng(9)
+    dut, beats = system.dut, write_run(TINY, 0, 40, rng)
+
+    def state(ctx):
+        return ctx.get(dut.writer_idle), ctx.get(dut.quiet)
+
+    async def bench(ctx):
+        assert state(ctx) == (1, 1)
+        await sender(dut.write[1], beats[:-1])(ctx)
+        await ctx.tick().repeat(100)
+        assert state(ctx) == (0, 1) and system.written.answered == 2
+        await sender(dut.write[1], beats[-1:])(ctx)
+        await ctx.tick().repeat(10)
+        assert state(ctx) == (0, 0)
+        await ctx.tick().until(dut.writer_idle)
+        assert state(ctx) == (1, 1) and len(system.written.bursts) == 3
+
+    system.run([bench])
