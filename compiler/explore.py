@@ -88,21 +88,19 @@ def explore(
             f"the model takes {needed / 1e6:,.0f} MB with {context} positions, the {spec.title} "
             f"has {memory / 1e6:,.0f} MB for it; choose a smaller model or --context"
         )
-    found, refusal = [], "no array that its ports can feed"
-    configs = list(_configs(spec, shape, max(context, rows or 1)))
+    refusals: list[str] = []
+    found, configs = [], list(_configs(spec, shape, max(context, rows or 1), refusals))
     for number, cfg in enumerate(configs):
         if progress is not None:
             progress("exploring", number, len(configs))
         try:
             candidate = rate(spec, cfg, shape, context, rows)
         except UserError as error:
-            refusal = str(error)
+            refusals.append(str(error))
             continue
         found.append(candidate)
-    if not found and not configs:
-        refusal = f"each takes more than {FILL:.0%} of one of its resources"
     if not found:
-        raise UserError(f"no accelerator for this model fits the {spec.title}: {refusal}")
+        raise UserError(f"no accelerator for this model fits the {spec.title}: {refusals[-1]}")
     return best_first(found)
 
 
@@ -129,8 +127,11 @@ def front(found: list[Candidate]) -> list[Candidate]:
     return kept
 
 
-def _configs(spec: BoardSpec, shape: ModelShape, positions: int) -> Iterator[FabricConfig]:
-    """Configs whose area fits, each with memories as large as the model needs."""
+def _configs(
+    spec: BoardSpec, shape: ModelShape, positions: int, refusals: list[str]
+) -> Iterator[FabricConfig]:
+    """Configs whose area fits, each with memories as large as the model needs; why others are
+    none is appended to ``refusals``."""
     base = spec.config
     widths = [cols for cols in (8, 16) if cols <= base.port_bytes]
     ports = [count for count in (1, 2, 4, 8) if count <= base.ports]
@@ -138,10 +139,13 @@ def _configs(spec: BoardSpec, shape: ModelShape, positions: int) -> Iterator[Fab
         for most, beats, blocks in product(STEP_ROWS, FIFO_BEATS, KV_BLOCKS):
             try:
                 cfg = _config(spec, shape, positions, cols, count, rows, most, beats, blocks)
-            except UserError:
+            except UserError as error:
+                refusals.append(str(error))
                 continue
             if max(shares(cfg, spec.fpga).values()) < FILL:
                 yield cfg
+            else:
+                refusals.append(f"{cfg.name} takes more than {FILL:.0%} of one of its resources")
 
 
 def _config(
@@ -159,7 +163,7 @@ def _config(
     so many ``blocks``. UserError if that is impossible."""
     base = spec.config
     head = max(2 * cols, 1 << (shape.head_dim - 1).bit_length())
-    room = round_up(max(positions, min(shape.context, LONGEST)), max(64, rows))
+    room = 1 << (max(positions, min(shape.context, LONGEST), 64, rows) - 1).bit_length()
     cfg = base.replace(
         name=f"{spec.name}-{rows}x{cols}",
         rows=rows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ VERSION_KEY = "tokenfabric_preset"
 
 BURST_BEATS = 16  # Zynq-7000's HP ports are AXI3: no longer bursts
 ACC_BITS = 36
+FETCH_BITS = 20  # of the beats that one read of any length may have
 LUT_RAM_WORDS = 32  # a memory of so few takes no block RAM
 
 
@@ -112,11 +114,6 @@ class FabricConfig:
             f"a tile of {self.rows} x {self.cols} weights lasts {self.tile_cycles} cycles at "
             f"{self.word_bytes} bytes per cycle; the accumulators need 4",
         )
-        need = ACT_BITS + WEIGHT_BITS - 1 + (self.max_k - 1).bit_length()
-        refuse(
-            need > ACC_BITS,
-            f"K = {self.max_k} needs {need}-bit accumulators, there are {ACC_BITS}",
-        )
         port_rate = self.word_bytes * self.clock_mhz * 1e6
         dram_rate = self.dram.peak_bytes_per_s * self.dram.reachable
         refuse(
@@ -128,10 +125,6 @@ class FabricConfig:
             self.weight_fifo_beats < 2 * self.outstanding * BURST_BEATS,
             f"weight_fifo_beats = {self.weight_fifo_beats} is below two times the "
             f"{self.outstanding} x {BURST_BEATS} beats in flight",
-        )
-        refuse(
-            self.max_context % self.rows != 0,
-            f"max_context = {self.max_context} is not a multiple of rows = {self.rows}",
         )
         refuse(
             self.fabric_rows not in range(0, self.rows - self.word_rows + 1, self.word_rows),
@@ -147,16 +140,77 @@ class FabricConfig:
             bool(unknown),
             f"ultra = {', '.join(sorted(unknown))}: only {', '.join(sorted(ULTRA_RAM))} can be",
         )
-        refuse(
+        for condition, text in (*self._memory_limits(), *self._counter_limits()):
+            refuse(condition, text)
+
+    def _memory_limits(self) -> Iterator[tuple[bool, str]]:
+        """What the on-chip memories must keep to: whether it is broken, and the arithmetic."""
+        context, up = self.max_context, 1 << self.max_context.bit_length()
+        yield (
+            context & (context - 1) != 0,
+            f"max_context = {context} must be a power of two: the number of a row and that of a "
+            f"position are put together to an address of its scores; take {up // 2} or {up}",
+        )
+        yield (
+            context < self.rows,
+            f"max_context = {context} is below rows = {self.rows}, the scores read at once",
+        )
+        for name, units, why in (
+            ("in_chunks", self.k_chunks, "rows / cols, chunks that the array reads at once"),
+            ("out_chunks", 2, "chunks that the vector unit reads at once"),
+            ("param_chunks", self.load_chunks, "chunks of int16 in a word of the weight stream"),
+            ("kv_chunks", self.ports, "its banks, one for each port"),
+        ):
+            value = getattr(self, name)
+            yield value % units != 0, f"{name} = {value} is not a multiple of {units}: {why}"
+        yield (
             self.max_head_dim < 2 * self.cols,
             f"max_head_dim = {self.max_head_dim} is below two chunks of {self.cols}; shorter heads "
             "run on it, too",
         )
-        block = max(self.rows, BURST_BEATS) * self.max_head_dim // self.cols
-        refuse(
+        block = max(self.rows, BURST_BEATS) * self.max_head_chunks
+        yield (
             self.kv_chunks < 4 * block,
             f"kv_chunks = {self.kv_chunks} is below four blocks of {block} chunks",
         )
+
+    def _counter_limits(self) -> Iterator[tuple[bool, str]]:
+        """What must fit the fields of instructions and the hardware's counters, as above."""
+        most, bits = registers.MAX_PORTS, dict(isa.FIELDS)
+        yield self.ports > most, f"ports = {self.ports}: there are counters for {most}"
+        for name, field in (
+            ("in_chunks", "src"), ("out_chunks", "src"), ("res_chunks", "src"),
+            ("param_chunks", "param"),
+        ):  # fmt: skip
+            value, end = getattr(self, name), 1 << bits[field]
+            yield value > end, f"{name} = {value} is above {end}: addresses have {bits[field]} bits"
+        yield (
+            self.score_chunks > 1 << bits["src"],
+            f"max_rows x max_context / cols = {self.max_rows} x {self.max_context} / {self.cols} = "
+            f"{self.score_chunks} chunks of scores: addresses have {bits['src']} bits",
+        )
+        yield (
+            self.max_head_chunks >= 1 << bits["head_chunks"],
+            f"max_head_dim / cols = {self.max_head_dim} / {self.cols} = {self.max_head_chunks} "
+            f"chunks: the instructions' field has {bits['head_chunks']} bits",
+        )
+        yield (
+            self.program_words >= 1 << 16,
+            f"program_words = {self.program_words}: they are counted by 16 bits",
+        )
+        beats = self.max_context * self.max_head_chunks
+        yield (
+            beats >= 1 << FETCH_BITS,
+            f"max_context x max_head_dim / cols = {self.max_context} x {self.max_head_dim} / "
+            f"{self.cols} = {beats} beats of K: a read counts them by {FETCH_BITS} bits",
+        )
+        # Products of 16-bit and 8-bit values; the weights of the softmax are below 2**15.
+        for name, value in (("K", self.max_k), ("max_context", self.max_context)):
+            need = ACT_BITS + WEIGHT_BITS - 1 + (value - 1).bit_length()
+            yield (
+                need > ACC_BITS,
+                f"{name} = {value} needs {need}-bit accumulators, there are {ACC_BITS}",
+            )
 
     # --- derived numbers -----------------------------------------------------------------------
 
