@@ -6,6 +6,7 @@ Their time comes from :mod:`tokenfabric.compiler.timing`, their area from
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -34,6 +35,8 @@ ARRAY_ROWS = (8, 16, 32, 64, 128)
 STEP_ROWS = (1, 2, 4, 8, 16, 32)
 FIFO_BEATS = (256, 512, 1024, 2048, 4096)
 KV_BLOCKS = (4, 8, 16)
+
+Refusals = defaultdict[tuple[int, int, int], list[str]]
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def explore(
             f"the model takes {needed / 1e6:,.0f} MB with {context} positions, the {spec.title} "
             f"has {memory / 1e6:,.0f} MB for it; choose a smaller model or --context"
         )
-    refusals: list[str] = []
+    refusals: Refusals = defaultdict(list)
     found, configs = [], list(_configs(spec, shape, max(context, rows or 1), refusals))
     for number, cfg in enumerate(configs):
         if progress is not None:
@@ -96,11 +99,13 @@ def explore(
         try:
             candidate = rate(spec, cfg, shape, context, rows)
         except UserError as error:
-            refusals.append(str(error))
+            refusals[cfg.rows, cfg.cols, cfg.ports].append(str(error))
             continue
         found.append(candidate)
     if not found:
-        raise UserError(f"no accelerator for this model fits the {spec.title}: {refusals[-1]}")
+        own = (spec.config.rows, spec.config.cols, spec.config.ports)  # an array that can be
+        why, _ = Counter(refusals[own]).most_common(1)[0]
+        raise UserError(f"no accelerator for this model fits the {spec.title}: {why}")
     return best_first(found)
 
 
@@ -128,10 +133,10 @@ def front(found: list[Candidate]) -> list[Candidate]:
 
 
 def _configs(
-    spec: BoardSpec, shape: ModelShape, positions: int, refusals: list[str]
+    spec: BoardSpec, shape: ModelShape, positions: int, refusals: Refusals
 ) -> Iterator[FabricConfig]:
     """Configs whose area fits, each with memories as large as the model needs; why others are
-    none is appended to ``refusals``."""
+    none goes to ``refusals``, by rows, columns and ports of the array."""
     base = spec.config
     widths = [cols for cols in (8, 16) if cols <= base.port_bytes]
     ports = [count for count in (1, 2, 4, 8) if count <= base.ports]
@@ -140,12 +145,13 @@ def _configs(
             try:
                 cfg = _config(spec, shape, positions, cols, count, rows, most, beats, blocks)
             except UserError as error:
-                refusals.append(str(error))
+                refusals[rows, cols, count].append(str(error))
                 continue
             if max(shares(cfg, spec.fpga).values()) < FILL:
                 yield cfg
             else:
-                refusals.append(f"{cfg.name} takes more than {FILL:.0%} of one of its resources")
+                text = f"{cfg.name} takes more than {FILL:.0%} of one of its resources"
+                refusals[rows, cols, count].append(text)
 
 
 def _config(
