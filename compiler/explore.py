@@ -14,16 +14,15 @@ from statistics import fmean
 from typing import Any
 
 from tokenfabric.compiler.area import area, shares
-from tokenfabric.compiler.compile import program_of
-from tokenfabric.compiler.sizes import memory_needs
+from tokenfabric.compiler.compile import program_outline
+from tokenfabric.compiler.memory import check_least, check_memory
+from tokenfabric.compiler.sizes import memory_needs, sizes_of
 from tokenfabric.compiler.timing import estimate_decode, estimate_prefill
 from tokenfabric.core.boards import BoardSpec
 from tokenfabric.core.config import BURST_BEATS, FabricConfig
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.fixed import round_up
-from tokenfabric.core.isa import JOB
 from tokenfabric.core.shape import ModelShape
-from tokenfabric.core.work import work_of
 
 __all__ = ["FILL", "Candidate", "best_first", "explore", "front", "rate"]
 
@@ -82,15 +81,7 @@ def explore(
     The clock, the DRAM and the widest ports are those of the board's preset. UserError if the model
     is too large for the board's memory or for every config.
     """
-    work = work_of(shape)
-    needed = work.layer_bytes + work.classifier_bytes * (1 if shape.tied else 2)
-    needed += work.kv_bytes_per_position * context
-    memory = min(spec.memory_bytes, JOB)  # the window of the weights ends there
-    if needed > memory:
-        raise UserError(
-            f"the model takes {needed / 1e6:,.0f} MB with {context} positions, the {spec.title} "
-            f"has {memory / 1e6:,.0f} MB for it; choose a smaller model or --context"
-        )
+    check_least(spec.config, shape, context)
     refusals: Refusals = defaultdict(list)
     found, configs = [], list(_configs(spec, shape, max(context, rows or 1), refusals))
     for number, cfg in enumerate(configs):
@@ -192,5 +183,6 @@ def _config(
     needs = memory_needs(cfg, shape)
     sizes = {name: need * (1 if name == "param_chunks" else most) for name, need in needs.items()}
     cfg = cfg.replace(**{name: round_up(size, MEMORY_STEP) for name, size in sizes.items()})
-    _, code = program_of(shape, cfg)
-    return cfg.replace(program_words=round_up(len(code), MEMORY_STEP))
+    program = program_outline(cfg, shape, sizes_of(cfg, shape))
+    check_memory(cfg, shape, program, positions, 1)
+    return cfg.replace(program_words=round_up(len(program.items), MEMORY_STEP))

@@ -6,7 +6,8 @@ import json
 from dataclasses import fields, replace
 
 import pytest
-from tokenfabric.core.config import PRESETS, Dram, FabricConfig, preset, write_preset
+from tokenfabric.core.config import PRESETS, FabricConfig, preset, write_preset
+from tokenfabric.core.dram import Dram
 from tokenfabric.core.errors import UserError
 
 SLOW = Dram(name="ddr", peak_bytes_per_s=4e9, reachable=0.9)
