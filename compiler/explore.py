@@ -6,6 +6,7 @@ Their time comes from :mod:`tokenfabric.compiler.timing`, their area from
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -13,16 +14,15 @@ from statistics import fmean
 from typing import Any
 
 from tokenfabric.compiler.area import area, shares
-from tokenfabric.compiler.compile import program_of
-from tokenfabric.compiler.sizes import memory_needs
+from tokenfabric.compiler.compile import program_outline
+from tokenfabric.compiler.memory import check_least, check_memory
+from tokenfabric.compiler.sizes import memory_needs, sizes_of
 from tokenfabric.compiler.timing import estimate_decode, estimate_prefill
 from tokenfabric.core.boards import BoardSpec
 from tokenfabric.core.config import BURST_BEATS, FabricConfig
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.fixed import round_up
-from tokenfabric.core.isa import JOB
 from tokenfabric.core.shape import ModelShape
-from tokenfabric.core.work import work_of
 
 __all__ = ["FILL", "Candidate", "best_first", "explore", "front", "rate"]
 
@@ -34,6 +34,8 @@ ARRAY_ROWS = (8, 16, 32, 64, 128)
 STEP_ROWS = (1, 2, 4, 8, 16, 32)
 FIFO_BEATS = (256, 512, 1024, 2048, 4096)
 KV_BLOCKS = (4, 8, 16)
+
+Refusals = defaultdict[tuple[int, int, int], list[str]]
 
 
 @dataclass(frozen=True)
@@ -79,30 +81,22 @@ def explore(
     The clock, the DRAM and the widest ports are those of the board's preset. UserError if the model
     is too large for the board's memory or for every config.
     """
-    work = work_of(shape)
-    needed = work.layer_bytes + work.classifier_bytes * (1 if shape.tied else 2)
-    needed += work.kv_bytes_per_position * context
-    memory = min(spec.memory_bytes, JOB)  # the window of the weights ends there
-    if needed > memory:
-        raise UserError(
-            f"the model takes {needed / 1e6:,.0f} MB with {context} positions, the {spec.title} "
-            f"has {memory / 1e6:,.0f} MB for it; choose a smaller model or --context"
-        )
-    found, refusal = [], "no array that its ports can feed"
-    configs = list(_configs(spec, shape, max(context, rows or 1)))
+    check_least(spec.config, shape, context)
+    refusals: Refusals = defaultdict(list)
+    found, configs = [], list(_configs(spec, shape, max(context, rows or 1), refusals))
     for number, cfg in enumerate(configs):
         if progress is not None:
             progress("exploring", number, len(configs))
         try:
             candidate = rate(spec, cfg, shape, context, rows)
         except UserError as error:
-            refusal = str(error)
+            refusals[cfg.rows, cfg.cols, cfg.ports].append(str(error))
             continue
         found.append(candidate)
-    if not found and not configs:
-        refusal = f"each takes more than {FILL:.0%} of one of its resources"
     if not found:
-        raise UserError(f"no accelerator for this model fits the {spec.title}: {refusal}")
+        own = (spec.config.rows, spec.config.cols, spec.config.ports)  # an array that can be
+        why, _ = Counter(refusals[own]).most_common(1)[0]
+        raise UserError(f"no accelerator for this model fits the {spec.title}: {why}")
     return best_first(found)
 
 
@@ -129,8 +123,11 @@ def front(found: list[Candidate]) -> list[Candidate]:
     return kept
 
 
-def _configs(spec: BoardSpec, shape: ModelShape, positions: int) -> Iterator[FabricConfig]:
-    """Configs whose area fits, each with memories as large as the model needs."""
+def _configs(
+    spec: BoardSpec, shape: ModelShape, positions: int, refusals: Refusals
+) -> Iterator[FabricConfig]:
+    """Configs whose area fits, each with memories as large as the model needs; why others are
+    none goes to ``refusals``, by rows, columns and ports of the array."""
     base = spec.config
     widths = [cols for cols in (8, 16) if cols <= base.port_bytes]
     ports = [count for count in (1, 2, 4, 8) if count <= base.ports]
@@ -138,10 +135,14 @@ def _configs(spec: BoardSpec, shape: ModelShape, positions: int) -> Iterator[Fab
         for most, beats, blocks in product(STEP_ROWS, FIFO_BEATS, KV_BLOCKS):
             try:
                 cfg = _config(spec, shape, positions, cols, count, rows, most, beats, blocks)
-            except UserError:
+            except UserError as error:
+                refusals[rows, cols, count].append(str(error))
                 continue
             if max(shares(cfg, spec.fpga).values()) < FILL:
                 yield cfg
+            else:
+                text = f"{cfg.name} takes more than {FILL:.0%} of one of its resources"
+                refusals[rows, cols, count].append(text)
 
 
 def _config(
@@ -159,7 +160,7 @@ def _config(
     so many ``blocks``. UserError if that is impossible."""
     base = spec.config
     head = max(2 * cols, 1 << (shape.head_dim - 1).bit_length())
-    room = round_up(max(positions, min(shape.context, LONGEST)), max(64, rows))
+    room = 1 << (max(positions, min(shape.context, LONGEST), 64, rows) - 1).bit_length()
     cfg = base.replace(
         name=f"{spec.name}-{rows}x{cols}",
         rows=rows,
@@ -182,5 +183,6 @@ def _config(
     needs = memory_needs(cfg, shape)
     sizes = {name: need * (1 if name == "param_chunks" else most) for name, need in needs.items()}
     cfg = cfg.replace(**{name: round_up(size, MEMORY_STEP) for name, size in sizes.items()})
-    _, code = program_of(shape, cfg)
-    return cfg.replace(program_words=round_up(len(code), MEMORY_STEP))
+    program = program_outline(cfg, shape, sizes_of(cfg, shape))
+    check_memory(cfg, shape, program, positions, 1)
+    return cfg.replace(program_words=round_up(len(program.items), MEMORY_STEP))

@@ -65,8 +65,9 @@ def lower(
     p.add(Op.END)
     if len(p.items) > cfg.program_words:
         raise UserError(
-            f"the program of {s.layers} layers has {len(p.items)} instructions, {cfg.name} has "
-            f"room for {cfg.program_words}; choose a larger preset"
+            f"layers = {s.layers} makes a program of {len(p.items)} instructions, {cfg.name} has "
+            f"room for {cfg.program_words}; choose a larger preset ('tokenfabric explore' finds "
+            "one) or a model with fewer layers"
         )
     return p
 

@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 from tokenfabric.core.config import FabricConfig, preset
 from tokenfabric.core.errors import UserError
 
-__all__ = ["BOARDS", "INSTANCE", "ULX3S_SDRAM", "VLNV", "BoardSpec", "SdramChip", "board"]
+__all__ = [
+    "BOARDS",
+    "INSTANCE",
+    "ULX3S_SDRAM",
+    "VLNV",
+    "BoardSpec",
+    "SdramChip",
+    "board",
+    "memory_of",
+]
 
 
 # What an FPGA has. bram36: blocks of 36 kbit.
@@ -151,6 +160,13 @@ BOARDS = {
         ),
     )
 }
+
+
+def memory_of(cfg: FabricConfig) -> int | None:
+    """Bytes of the DRAM that an accelerator's board has; None for the accelerators of tests."""
+    sizes = {spec.config.dram.name: spec.memory_bytes for spec in reversed(BOARDS.values())}
+    sizes[preset("ulx3s").dram.name] = 1 << ULX3S_SDRAM.addr_bits
+    return sizes.get(cfg.dram.name)
 
 
 def board(name: str) -> BoardSpec:

@@ -5,49 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tokenfabric.core import isa, registers
+from tokenfabric.core.dram import PUBLISHED, Dram
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.files import read_json_object, show, write_file
 from tokenfabric.core.fixed import ceil_div
 from tokenfabric.core.ops import ACT_BITS, OPS_VERSION, RES_BITS, WEIGHT_BITS
 
-__all__ = ["PRESETS", "PUBLISHED", "Dram", "FabricConfig", "preset", "write_preset"]
+__all__ = ["PRESETS", "FabricConfig", "preset", "write_preset"]
 
 FILE_VERSION = 1  # of a preset's JSON file
 VERSION_KEY = "tokenfabric_preset"
 
 BURST_BEATS = 16  # Zynq-7000's HP ports are AXI3: no longer bursts
 ACC_BITS = 36
+PROGRAM_BITS = 16  # of the instructions of a program
+FETCH_BITS = 20  # of the beats that one read of any length may have
 LUT_RAM_WORDS = 32  # a memory of so few takes no block RAM
 
-
-@dataclass(frozen=True, kw_only=True)
-class Dram:
-    """The memory behind the ports, as its vendor publishes it."""
-
-    name: str
-    peak_bytes_per_s: float
-    reachable: float  # highest published share of the peak, sequential reads
-
-
-PUBLISHED = {
-    dram.name: dram
-    for dram in (
-        # PYNQ-Z1 and Z2: one chip on a Zynq-7000.
-        Dram(name="ddr3-1050-x16", peak_bytes_per_s=2.1e9, reachable=0.97),
-        # KV260 and KR260: four x16 chips on a Zynq UltraScale+.
-        Dram(name="ddr4-2400-x64", peak_bytes_per_s=19.2e9, reachable=0.93),
-        # ULX3S: one chip, at the fabric's clock; what rtl/sdram.py reaches.
-        Dram(name="sdr-65-x16", peak_bytes_per_s=130e6, reachable=0.95),
-        # A latency and nothing else, for tests.
-        Dram(name="none", peak_bytes_per_s=1.6e9, reachable=1.0),
-    )
-}
-"""By name. ``sim/dram.py`` models their times."""
 
 ULTRA_RAM = frozenset(("in", "scores", "weights", "kv"))  # may be built of UltraRAM
 
@@ -112,11 +92,6 @@ class FabricConfig:
             f"a tile of {self.rows} x {self.cols} weights lasts {self.tile_cycles} cycles at "
             f"{self.word_bytes} bytes per cycle; the accumulators need 4",
         )
-        need = ACT_BITS + WEIGHT_BITS - 1 + (self.max_k - 1).bit_length()
-        refuse(
-            need > ACC_BITS,
-            f"K = {self.max_k} needs {need}-bit accumulators, there are {ACC_BITS}",
-        )
         port_rate = self.word_bytes * self.clock_mhz * 1e6
         dram_rate = self.dram.peak_bytes_per_s * self.dram.reachable
         refuse(
@@ -128,10 +103,6 @@ class FabricConfig:
             self.weight_fifo_beats < 2 * self.outstanding * BURST_BEATS,
             f"weight_fifo_beats = {self.weight_fifo_beats} is below two times the "
             f"{self.outstanding} x {BURST_BEATS} beats in flight",
-        )
-        refuse(
-            self.max_context % self.rows != 0,
-            f"max_context = {self.max_context} is not a multiple of rows = {self.rows}",
         )
         refuse(
             self.fabric_rows not in range(0, self.rows - self.word_rows + 1, self.word_rows),
@@ -147,16 +118,76 @@ class FabricConfig:
             bool(unknown),
             f"ultra = {', '.join(sorted(unknown))}: only {', '.join(sorted(ULTRA_RAM))} can be",
         )
+        self._check_memories(refuse)
+        self._check_counters(refuse)
+
+    def _check_memories(self, refuse: Callable[[bool, str], None]) -> None:
+        """What the memories on the chip must keep to."""
+        context, above = self.max_context, 1 << self.max_context.bit_length()
+        refuse(
+            context & (context - 1) != 0,
+            f"max_context = {context} must be a power of two: a row's number and a position make "
+            f"the address of a score bit by bit; take {above // 2} or {above}",
+        )
+        refuse(
+            context < self.rows,
+            f"max_context = {context} is below rows = {self.rows}, the scores read at once",
+        )
+        for name, units, why in (
+            ("in_chunks", self.k_chunks, "rows / cols, chunks that the array reads at once"),
+            ("out_chunks", 2, "chunks that the vector unit reads at once"),
+            ("param_chunks", self.load_chunks, "chunks of int16 in a word of the weight stream"),
+            ("kv_chunks", self.ports, "its banks, one for each port"),
+        ):
+            value = getattr(self, name)
+            refuse(value % units != 0, f"{name} = {value} is not a multiple of {units}: {why}")
         refuse(
             self.max_head_dim < 2 * self.cols,
             f"max_head_dim = {self.max_head_dim} is below two chunks of {self.cols}; shorter heads "
             "run on it, too",
         )
-        block = max(self.rows, BURST_BEATS) * self.max_head_dim // self.cols
+        block = max(self.rows, BURST_BEATS) * self.max_head_chunks
         refuse(
             self.kv_chunks < 4 * block,
             f"kv_chunks = {self.kv_chunks} is below four blocks of {block} chunks",
         )
+
+    def _check_counters(self, refuse: Callable[[bool, str], None]) -> None:
+        """What must fit the fields of instructions, counters and accumulators."""
+        most, bits = registers.MAX_PORTS, dict(isa.FIELDS)
+        refuse(self.ports > most, f"ports = {self.ports}: there are counters for {most}")
+        for names, field in (("in_chunks out_chunks res_chunks", "src"), ("param_chunks", "param")):
+            end = 1 << bits[field]
+            for name in names.split():
+                text = f"{name} = {getattr(self, name)} is above {end}"
+                refuse(getattr(self, name) > end, f"{text}: addresses have {bits[field]} bits")
+        refuse(
+            self.score_chunks > 1 << bits["src"],
+            f"max_rows x max_context / cols = {self.max_rows} x {self.max_context} / {self.cols} "
+            f"= {self.score_chunks} chunks of scores: addresses have {bits['src']} bits",
+        )
+        refuse(
+            self.max_head_chunks >= 1 << bits["head_chunks"],
+            f"max_head_dim / cols = {self.max_head_dim} / {self.cols} = {self.max_head_chunks} "
+            f"chunks: the instructions' field has {bits['head_chunks']} bits",
+        )
+        refuse(
+            self.program_words >= 1 << PROGRAM_BITS,
+            f"program_words = {self.program_words}: they are counted by {PROGRAM_BITS} bits",
+        )
+        beats = self.max_context * self.max_head_chunks
+        refuse(
+            beats >= 1 << FETCH_BITS,
+            f"max_context x max_head_dim / cols = {self.max_context} x {self.max_head_dim} / "
+            f"{self.cols} = {beats} beats of K: a read counts them by {FETCH_BITS} bits",
+        )
+        # Products of 16-bit and 8-bit values: what the softmax leaves are 16-bit values, too.
+        for name, value in (("K", self.max_k), ("max_context", self.max_context)):
+            need = ACT_BITS + WEIGHT_BITS - 1 + (value - 1).bit_length()
+            refuse(
+                need > ACC_BITS,
+                f"{name} = {value} needs {need}-bit accumulators, there are {ACC_BITS}",
+            )
 
     # --- derived numbers -----------------------------------------------------------------------
 

@@ -8,16 +8,51 @@ from typing import Any
 
 import numpy as np
 from tokenfabric.core import isa
+from tokenfabric.core.boards import memory_of
+from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.container import read_container, write_container
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.fixed import round_up
 from tokenfabric.core.kv import KvLayout
 from tokenfabric.core.work import Work
 
-__all__ = ["MAGIC", "Image", "MemoryMap"]
+__all__ = ["MAGIC", "PAGE", "Image", "MemoryMap", "check_windows", "memory_fault"]
 
 MAGIC = b"TFimage\x01"
 PAGE = 4096
+
+
+def memory_fault(cfg: FabricConfig, bulk: int, job: int) -> str | None:
+    """Why a device of ``cfg`` cannot have windows of so many bytes; None if it can.
+
+    Device addresses of a window have 31 bits, and both windows lie in the memory of the board.
+    """
+    have = memory_of(cfg)
+    for what, size in (("weights and KV cache", bulk), ("job and logits", job)):
+        if size > isa.JOB and (have is None or have >= isa.JOB):
+            return f"{what} take {_mb(size)}, a window has {_mb(isa.JOB)}"
+    if have is not None and bulk + job > have:
+        jobs = f", job and logits {_mb(job)}" if job else ""
+        return (
+            f"weights and KV cache take {_mb(bulk)}{jobs}, the board of {cfg.name} has {_mb(have)}"
+        )
+    return None
+
+
+def check_windows(cfg: FabricConfig, sizes: tuple[int, int]) -> None:
+    """UserError if a device of ``cfg`` cannot have windows of these sizes (:meth:`Image.memory`).
+
+    Whoever makes a device calls it. For models :mod:`tokenfabric.compiler.memory` asks the same
+    before any work, and says what would fit.
+    """
+    if fault := memory_fault(cfg, *sizes):
+        raise UserError(
+            f"{fault}; ask for fewer tokens, or compile with a smaller context or fewer slots"
+        )
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +81,10 @@ class MemoryMap:
     logits: int
     logits_stride: int
     end: int
+
+    def windows(self, dumped: int) -> tuple[int, int]:
+        """Bytes of the bulk window, and of the job window with so many rows of logits."""
+        return self.end, round_up(self.logits - isa.JOB + dumped * self.logits_stride, PAGE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +142,7 @@ class Image:
 
         The job window has room for so many rows of logits, or as many as slots, for sampling.
         """
-        rows = max(dumped_logits, self.slots)
-        logits = self.map.logits - isa.JOB + rows * self.map.logits_stride
-        return self.map.end, round_up(logits, PAGE)
+        return self.map.windows(max(dumped_logits, self.slots))
 
     def write(self, path: str | Path) -> None:
         """Write the image file, whole or not at all."""

@@ -26,7 +26,7 @@ from tokenfabric.core import registers
 from tokenfabric.core.boards import VLNV
 from tokenfabric.core.config import PRESETS, FabricConfig, preset
 from tokenfabric.core.errors import UserError
-from tokenfabric.core.image import Image
+from tokenfabric.core.image import Image, check_windows
 from tokenfabric.core.registers import State
 from tokenfabric.host.device import DeviceLost, DeviceTimeout
 from tokenfabric.host.driver import RegisterDevice
@@ -376,10 +376,13 @@ class Board:
         return self._call(_cma, self.ip.device)
 
     def device(self, image: Image, dumped_logits: int = 0) -> RegisterDevice:
-        """A device with memory for the image; it takes the place of the one before."""
+        """A device with memory for the image; it takes the place of the one before. UserError for
+        more than the board has."""
+        sizes = image.memory(dumped_logits)
+        check_windows(self.config, sizes)
         self._release()
         self._check_idle()
-        bus = PynqBus(self.ip, image.memory(dumped_logits), self._call)
+        bus = PynqBus(self.ip, sizes, self._call)
         try:
             device = RegisterDevice(bus)
         except BaseException:

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-from tokenfabric.core.boards import ULX3S_SDRAM
 from tokenfabric.core.config import preset
 from tokenfabric.core.errors import UserError
-from tokenfabric.core.image import Image
+from tokenfabric.core.image import Image, check_windows
 from tokenfabric.core.link import BAD, BAUD, OK, SILENCE, UNIT, Command
 from tokenfabric.host.device import DeviceLost
 from tokenfabric.host.driver import RegisterDevice
@@ -168,12 +167,7 @@ class SerialBoard:
 def open_device(line: Line, image: Image, dumped: int = 0) -> RegisterDevice:
     """The accelerator at the other end of ``line``. UserError if the image does not fit on it."""
     sizes = image.memory(dumped)
-    have = 1 << ULX3S_SDRAM.addr_bits
-    if sum(sizes) > have:
-        raise UserError(
-            f"{image.name} needs {sum(sizes):,} bytes, the board has {have:,}; choose a smaller "
-            "model or context"
-        )
+    check_windows(preset(PRESET), sizes)
     device = RegisterDevice(UartBus(line, sizes))
     if device.fingerprint != preset(PRESET).fingerprint:
         raise UserError(

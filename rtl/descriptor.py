@@ -6,7 +6,7 @@ from amaranth.hdl import Cat, Module, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.core import isa
-from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.config import PROGRAM_BITS, FabricConfig
 from tokenfabric.rtl.layouts import BeatTag, fetch_command
 from tokenfabric.rtl.memory import Ram, read_port
 from tokenfabric.rtl.rows import row_beats, row_port
@@ -172,7 +172,7 @@ class JobLoader(wiring.Component):
                     self.fetch.valid.eq(1),
                     fetch.tag.eq(BeatTag.PROGRAM),
                     fetch.offset.eq(job.program),
-                    fetch.beats.eq(job.program_words[:16] * per_word),
+                    fetch.beats.eq(job.program_words[:PROGRAM_BITS] * per_word),
                     self.done.eq(self.fetch.ready),
                 ]
                 with m.If(self.fetch.ready):

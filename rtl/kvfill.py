@@ -168,7 +168,7 @@ class Dealer(wiring.Component):
         connect(m, collector.filled, flipped(self.filled))
         t = Signal(log2(block_positions(cfg)) + 1)  # of the next burst's first beat
         j = Signal(8)
-        whole, part = Signal(5), Signal(4)  # positions of a burst, chunks besides
+        whole, part = Signal(5), Signal(5)  # positions of a burst, chunks besides
         with m.Switch(block.head_chunks):
             for chunks in range(1, cfg.max_head_chunks + 1):
                 with m.Case(chunks):

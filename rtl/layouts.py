@@ -5,7 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import signed, unsigned
 from amaranth.lib import data, enum
 from tokenfabric.core import isa
-from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.config import FETCH_BITS, FabricConfig
 from tokenfabric.core.ops import ACT_BITS, MULT_BITS, RES_BITS, WEIGHT_BITS
 
 __all__ = [
@@ -164,7 +164,7 @@ def stream_command(cfg: FabricConfig) -> data.StructLayout:
 def fetch_command(cfg: FabricConfig) -> data.StructLayout:
     """``beats`` beats from device address ``offset`` (a multiple of port_bytes)."""
     return data.StructLayout(
-        {"offset": unsigned(ADDRESS_BITS), "beats": unsigned(20), "tag": BeatTag}
+        {"offset": unsigned(ADDRESS_BITS), "beats": unsigned(FETCH_BITS), "tag": BeatTag}
     )
 
 

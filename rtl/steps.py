@@ -6,7 +6,7 @@ from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from tokenfabric.core import isa
-from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.config import FETCH_BITS, FabricConfig
 from tokenfabric.core.fixed import ceil_div
 from tokenfabric.core.isa import RowFlag
 from tokenfabric.core.registers import Error
@@ -71,7 +71,7 @@ class RowWalker(wiring.Component):
             self.want_entry.addr.eq(logits_at),
             fetch.tag.eq(BeatTag.ROPE),
             fetch.offset.eq(job.rope + rope_at),
-            fetch.beats.eq((job.head_bytes * 2 // self.cfg.port_bytes)[:20]),
+            fetch.beats.eq((job.head_bytes * 2 // self.cfg.port_bytes)[:FETCH_BITS]),
             self.want_en.eq(self.advance & wants),
         ]
         with m.If(self.begin):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.errors import UserError, require
+from tokenfabric.core.image import check_windows
 from tokenfabric.host.device import Device
 from tokenfabric.host.driver import RegisterDevice
 
@@ -82,6 +83,7 @@ def verilated(
     dram: DramSpec | None = None,
 ) -> VerilatedDevice:
     """The Verilated accelerator; options as of :func:`make_device`."""
+    check_windows(cfg, memory)
     top = simulated_top(
         cfg, sum(memory), progress=progress, verilog=verilog, waves=waves, dram=dram
     )
@@ -101,9 +103,10 @@ def make_device(
     """A device of DEVICES for ``cfg`` with bulk and job windows of ``memory`` bytes.
 
     verilog: other text than the config's own (tests). waves: VCD to write. dram: a
-    DramSpec, the config's by default.
+    DramSpec, the config's by default. UserError for windows that the board cannot have.
     """
     check_device(name)
+    check_windows(cfg, memory)
     if name == "golden":
         from tokenfabric.sim.golden import GoldenDevice
 

@@ -19,7 +19,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from tokenfabric.core.boards import ULX3S_SDRAM
-from tokenfabric.core.config import PUBLISHED, Dram
+from tokenfabric.core.dram import PUBLISHED, Dram
 from tokenfabric.flow.toolchain import shared_library
 
 FRACTION_BITS = 16

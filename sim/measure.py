@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tokenfabric.compiler.compile import compile_model
+from tokenfabric.compiler.compile import check_fits, compile_model
 from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.image import Image
 from tokenfabric.core.shape import ModelShape
@@ -24,7 +24,9 @@ Progress = Callable[..., None]  # what is done, and perhaps how much of it
 
 
 def random_image(cfg: FabricConfig, shape: ModelShape, progress: Progress | None = None) -> Image:
-    """A random model of this shape, always the same one, compiled for ``cfg``."""
+    """A random model of this shape, always the same one, compiled for ``cfg``. UserError, before
+    it is made, where it does not fit."""
+    check_fits(shape, cfg)
     if progress is not None:
         progress("making a random model")
     model = QModel.random(shape, 0)

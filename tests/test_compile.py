@@ -122,9 +122,17 @@ def test_every_instruction_of_a_program_decodes_to_what_was_encoded():
 @pytest.mark.parametrize(
     ("shape", "name", "text"),
     [
-        (replace(SMALL, head_dim=128), "tiny", "head_dim 128 does not fit tiny: at most 64"),
-        (replace(SMALL, dim=2048), "tiny", "memory holds less than one row; choose a larger"),
-        (replace(SMALL, layers=40), "tiny", "has room for 256; choose a larger preset"),
+        (replace(SMALL, head_dim=128), "tiny", "head_dim = 128 does not fit tiny: at most 64"),
+        (
+            replace(SMALL, dim=2048),
+            "tiny",
+            "dim = 2048: takes 256 chunks for one row, .* res_chunks = 128",
+        ),
+        (
+            replace(SMALL, layers=40),
+            "tiny",
+            "layers = 40 makes a program of .* room for 256; choose a larger",
+        ),
     ],
 )
 def test_models_that_do_not_fit_are_refused(shape, name, text):

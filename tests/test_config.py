@@ -6,7 +6,8 @@ import json
 from dataclasses import fields, replace
 
 import pytest
-from tokenfabric.core.config import PRESETS, Dram, FabricConfig, preset, write_preset
+from tokenfabric.core.config import PRESETS, FabricConfig, preset, write_preset
+from tokenfabric.core.dram import Dram
 from tokenfabric.core.errors import UserError
 
 SLOW = Dram(name="ddr", peak_bytes_per_s=4e9, reachable=0.9)
@@ -24,7 +25,29 @@ SLOW = Dram(name="ddr", peak_bytes_per_s=4e9, reachable=0.9)
         ({"ports": 8}, "a tile of 16 x 8 weights lasts 2 cycles at 64 bytes per cycle"),
         ({"dram": SLOW}, r"4 ports x 8 bytes x 110.0 MHz = 3.52 GB/s is below 1.05 x .* 3.60 GB/s"),
         ({"weight_fifo_beats": 128}, "weight_fifo_beats = 128 is below two times the 8 x 16"),
-        ({"max_context": 2040}, "max_context = 2040 is not a multiple of rows = 16"),
+        ({"max_context": 2040}, "max_context = 2040 must be a power of two: .*; take 1024 or 2048"),
+        ({"max_context": 384}, "max_context = 384 must be a power of two: .*; take 256 or 512"),
+        ({"max_context": 8}, "max_context = 8 is below rows = 16"),
+        ({"max_context": 16384}, "max_context = 16384 needs 37-bit accumulators, there are 36"),
+        ({"in_chunks": 4095}, "in_chunks = 4095 is not a multiple of 2: rows / cols"),
+        ({"out_chunks": 4095}, "out_chunks = 4095 is not a multiple of 2: chunks that the vector"),
+        ({"param_chunks": 1023}, "param_chunks = 1023 is not a multiple of 2: chunks of int16"),
+        ({"kv_chunks": 2050}, "kv_chunks = 2050 is not a multiple of 4: its banks"),
+        ({"in_chunks": 65538}, "in_chunks = 65538 is above 65536: addresses have 16 bits"),
+        ({"out_chunks": 65538}, "out_chunks = 65538 is above 65536: addresses have 16 bits"),
+        ({"res_chunks": 65537}, "res_chunks = 65537 is above 65536: addresses have 16 bits"),
+        ({"param_chunks": 4098}, "param_chunks = 4098 is above 4096: addresses have 12 bits"),
+        ({"max_rows": 512}, "512 x 2048 / 8 = 131072 chunks of scores: addresses have 16 bits"),
+        ({"program_words": 65536}, "program_words = 65536: they are counted by 16 bits"),
+        (
+            {"max_head_dim": 2048, "kv_chunks": 16384},
+            "max_head_dim / cols = 2048 / 8 = 256 chunks: the instructions' field has 8 bits",
+        ),
+        (
+            {"max_head_dim": 1024, "max_context": 8192, "kv_chunks": 16384},
+            "8192 x 1024 / 8 = 1048576 beats of K: a read counts them by 20 bits",
+        ),
+        ({"rows": 64, "ports": 16, "kv_chunks": 8192}, "ports = 16: there are counters for 8"),
         ({"fabric_rows": 6}, "fabric_rows = 6 is not a multiple of 4 below rows = 16"),
         ({"fabric_rows": 16}, "fabric_rows = 16 is not a multiple of 4 below rows = 16"),
         ({"ps_ports": ("hp0", "hp1")}, "ps_ports = hp0, hp1 are not 4 ports"),

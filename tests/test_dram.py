@@ -1,7 +1,8 @@
 """The DRAM model against what vendors and designs have measured."""
 
 import pytest
-from tokenfabric.core.config import PRESETS, PUBLISHED, Dram, preset
+from tokenfabric.core.config import PRESETS, preset
+from tokenfabric.core.dram import PUBLISHED, Dram
 from tokenfabric.sim.dram import (
     DDR3_1050_X16,
     DDR4_2400_X64,

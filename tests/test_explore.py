@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from small_models import SMALL
@@ -74,7 +75,7 @@ def test_a_prefill_wants_more_rows_than_decoding():
 def test_a_model_that_is_too_large_is_refused_with_both_sizes():
     huge = NAMED_SHAPES["smollm2-135m"]
     huge = type(huge)(4096, 11008, 32, 32, 32, 128, 32_000, 2048)
-    with pytest.raises(UserError, match=r"the model takes 6,\d{3} MB .* PYNQ-Z2 has 537 MB"):
+    with pytest.raises(UserError, match=r"KV cache take 6,\d{3}\.\d MB, .* layers = 32"):
         explore(PYNQ, huge, 64)
 
 
@@ -144,3 +145,13 @@ def test_the_best_one_is_as_fast_when_simulated(tmp_path):
     result = json.loads(data.read_text())
     found = result["front"][0]["decode"]["cycles_per_step"]
     assert result["simulated"][0]["cycles_per_step"] == pytest.approx(found, rel=0.05)
+
+
+def test_a_context_that_is_no_power_of_two_gets_room_that_is_one():
+    shape = replace(SMALL, context=384)
+    assert {c.cfg.max_context for c in explore(PYNQ, shape, 300)} == {512}
+
+
+def test_a_context_beyond_the_accumulators_is_refused_with_the_reason():
+    with pytest.raises(UserError, match="max_context = 16384 needs 37-bit accumulators"):
+        explore(PYNQ, replace(SMALL, context=16_384), 10_000)

@@ -59,6 +59,11 @@ def run(args: argparse.Namespace) -> int:
     check_output_folder(args.write_design)
     spec = board(args.board)
     cfg = preset(args.preset or spec.preset)
+    if args.memory * MIB > spec.memory_bytes:
+        raise UserError(
+            f"--memory {args.memory}: the {spec.title} has {spec.memory_bytes // MIB} MiB in all; "
+            "give less"
+        )
     dial, address, how = _address(args.listen, args.open_to_all)
     require("pynq", "grpc")
     check_device("verilator")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from tokenfabric.core.errors import UserError
 if TYPE_CHECKING:
     from tokenfabric.core.config import FabricConfig
     from tokenfabric.core.image import Image
+    from tokenfabric.core.shape import ModelShape
     from tokenfabric.host.tokenizer import Tokenizer
     from tokenfabric.progress import Progress
     from tokenfabric.quant.checkpoint import Checkpoint
@@ -59,25 +61,36 @@ def load_checkpoint(path: Path, tokenizer: str | None) -> tuple[Checkpoint, Toke
     return checkpoint, load_tokenizer(tokenizer or find_tokenizer(path, vocab), vocab)
 
 
-def load_model(path: Path, tokenizer: str | None, progress: Progress) -> QModel:
-    """A model file, or a checkpoint that is quantized now (or was before: kept in the cache)."""
+def load_model(
+    path: Path,
+    tokenizer: str | None,
+    progress: Progress,
+    check: Callable[[ModelShape], None] = lambda shape: None,
+) -> QModel:
+    """A model file, or a checkpoint that is quantized now (or was before: kept in the cache).
+
+    check: looks at the shape of a checkpoint before that.
+    """
     from tokenfabric.quant.qmodel import QModel
 
     kind = kind_of(path)
     if kind == "image":
         raise UserError(f"{path}: is an image, a model file or a checkpoint is needed here")
     if kind == "checkpoint":
-        return _quantized(path, tokenizer, progress)
+        return _quantized(path, tokenizer, progress, check)
     if tokenizer is not None:
         raise UserError(f"{path}: a model file brings its own tokenizer; leave out --tokenizer")
     return QModel.read(path)
 
 
-def _quantized(path: Path, tokenizer: str | None, progress: Progress) -> QModel:
+def _quantized(
+    path: Path, tokenizer: str | None, progress: Progress, check: Callable[[ModelShape], None]
+) -> QModel:
     from tokenfabric.flow.toolchain import cached, digest
     from tokenfabric.quant.qmodel import QModel
 
     checkpoint, words = load_checkpoint(path, tokenizer)
+    check(checkpoint.shape)
 
     def make(directory: Path) -> None:
         from tokenfabric.quant.quantize import quantize_checkpoint
@@ -107,7 +120,7 @@ def load_image(
     slots: int = 1,
 ) -> tuple[FabricConfig, Image]:
     """An image for an accelerator (or the preset of that name): read, or compiled now."""
-    from tokenfabric.compiler.compile import compile_model
+    from tokenfabric.compiler.compile import check_fits, compile_model
     from tokenfabric.core.config import preset
     from tokenfabric.core.image import Image
 
@@ -120,7 +133,11 @@ def load_image(
         return preset(accelerator) if isinstance(accelerator, str) else accelerator, image
     accelerator = accelerator or "pynq-z2"
     cfg = preset(accelerator) if isinstance(accelerator, str) else accelerator
-    model = load_model(path, tokenizer, progress)
+
+    def check(shape: ModelShape) -> None:
+        check_fits(shape, cfg, context=context, slots=slots)
+
+    model = load_model(path, tokenizer, progress, check)
 
     def compiling(done: int, total: int) -> None:
         progress("compiling", done, total)
