@@ -38,7 +38,8 @@ CMA_BASE = 0x1000_0000
 SLICE_SECONDS = 0.002  # simulated at a time while a run is under way: others come in between
 FIRMWARE = "/lib/firmware/"
 MANAGER = "/sys/class/fpga_manager/fpga0/"
-FAULTS = "/sys/kernel/debug/tokenfabric"  # for tests; what is written there goes to VerilatedTop
+# For tests: what is written there goes to VerilatedTop, what is read says how the memory fares.
+FAULTS = "/sys/kernel/debug/tokenfabric"
 FAULT_VALUES = {"fail_read": (int,), "stick": (int, int), "throttle": (int, float)}
 PS_REGISTERS = range(0xF800_0000, 1 << 32)
 
@@ -96,13 +97,26 @@ class Fabric:
         else:
             self._awake.clear()
 
-    def reset(self) -> None:
-        """Everything in the fabric as after programming; the memory keeps what it has."""
-        self.access(self._reset)
+    def reset(self) -> int:
+        """Everything in the fabric as after programming; the memory keeps what it has.
 
-    def _reset(self) -> None:
+        Bursts that were in flight: on a board, the memory's ports would wait for ever, or answer
+        to a design that has not asked.
+        """
+        return self.access(self._reset)
+
+    def _reset(self) -> int:
+        cut = self.top.in_flight
         self.top.reset()
         self._awake.clear()
+        return cut
+
+    def traffic(self) -> tuple[int, int]:
+        """Bursts in flight, and bytes written so far."""
+        top = self.top
+        return self.access(
+            lambda: (top.in_flight, sum(top.counters(p).write_bytes for p in range(top.ports)))
+        )
 
     def _simulate(self) -> None:
         while self._awake.wait() and not self._closed:
@@ -145,6 +159,7 @@ class BoardModel:
         self.fabric = Fabric(top)
         self.memory, self.base = top.memory, top.base
         self.programmed: str | None = None  # the design that the fabric holds
+        self.cut = 0  # bursts that were in flight when the fabric was programmed
         self._lock = threading.Lock()
         self._windows: dict[str, tuple[int, int]] = {}
         self._buffers: dict[str, Buffer] = {}
@@ -161,13 +176,16 @@ class BoardModel:
     # --- files ---------------------------------------------------------------------------------
 
     def exists(self, path: str) -> bool:
-        return path in self._files or path == "/proc/meminfo"
+        return path in self._files or path in ("/proc/meminfo", FAULTS)
 
     def read_file(self, path: str) -> bytes:
         if path == "/proc/meminfo":
             total = self.memory.size >> 10
             used = sum(buffer.cpu.size for buffer in list(self._buffers.values())) >> 10
             return f"CmaTotal: {total} kB\nCmaFree: {total - used} kB\n".encode()
+        if path == FAULTS:
+            in_flight, written = self.fabric.traffic()
+            return f"cut {self.cut}\nin flight {in_flight}\nwritten {written}\n".encode()
         return self._file(path)
 
     def _file(self, path: str) -> bytes:
@@ -187,7 +205,7 @@ class BoardModel:
         self.programmed = design_of(self._file(path))
         # A real board keeps the file, and PYNQ does not send one of the same name again.
         del self._files[path]
-        self.fabric.reset()
+        self.cut += self.fabric.reset()
 
     def _fault(self, text: str) -> None:
         """One of FAULT_VALUES and its numbers: "fail_read 5", "stick 0 1", "throttle 7 0.5"."""
