@@ -36,6 +36,9 @@ __all__ = ["CMA_BASE", "BoardFault", "BoardModel"]
 PAGE = 4096
 CMA_BASE = 0x1000_0000
 SLICE_SECONDS = 0.002  # simulated at a time while a run is under way: others come in between
+# Cycles without traffic, after which the simulation asks whether the run is over. Not sooner: the
+# accelerator cannot tell that from a host who is alive.
+STILL_CYCLES = 20_000
 FIRMWARE = "/lib/firmware/"
 MANAGER = "/sys/class/fpga_manager/fpga0/"
 # For tests: what is written there goes to VerilatedTop, what is read says how the memory fares.
@@ -65,6 +68,7 @@ class Fabric:
         self._awake = threading.Event()  # a run is under way, or the end has come
         self._closed = False
         self._cycles = 1_000  # of a slice
+        self._still, self._moved = 0, (0, 0, 0)  # cycles since the traffic was another
         self._thread = threading.Thread(target=self._simulate, daemon=True, name="fabric")
         self._thread.start()
 
@@ -113,10 +117,14 @@ class Fabric:
 
     def traffic(self) -> tuple[int, int]:
         """Bursts in flight, and bytes written so far."""
-        top = self.top
-        return self.access(
-            lambda: (top.in_flight, sum(top.counters(p).write_bytes for p in range(top.ports)))
-        )
+        in_flight, _, written = self.access(self._traffic)
+        return in_flight, written
+
+    def _traffic(self) -> tuple[int, int, int]:
+        """Bursts in flight, bytes read and written so far."""
+        ports = [self.top.counters(port) for port in range(self.top.ports)]
+        read = sum(port.read_bytes for port in ports)
+        return self.top.in_flight, read, sum(port.write_bytes for port in ports)
 
     def _simulate(self) -> None:
         while self._awake.wait() and not self._closed:
@@ -132,8 +140,12 @@ class Fabric:
         start = time.perf_counter()
         self.top.run(self._cycles, until_idle=False)
         speed = self._cycles / (time.perf_counter() - start)
+        moved, self._moved = self._moved, self._traffic()
+        self._still = self._still + self._cycles if moved == self._moved else 0
         self._cycles = min(max(100, round(speed * SLICE_SECONDS)), 2 * self._cycles)
-        self._look()
+        if self._still >= STILL_CYCLES:
+            self._still = 0
+            self._look()
 
     def close(self) -> None:
         """Ends the simulation."""
