@@ -57,7 +57,7 @@ def _board(bitstream: str, address: str | None) -> Iterator[Finding]:
     yield _package("pynq", "pip install 'tokenfabric[board]'; the boards' images bring their own")
     yield _package("numpy", "pip install numpy")
     try:
-        board = open_board(bitstream, address)
+        board = open_board(bitstream, address, take=False)
     except (UserError, RuntimeError) as error:
         what, _, remedy = str(error).rpartition("; ")
         yield "board", what, remedy
