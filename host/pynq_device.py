@@ -289,10 +289,10 @@ class Board:
             if download:
                 self._quieten(device, take)
             self.overlay = self._load(path, download, device)
-            self.ip, control = self._find(path)
+            self.ip, place = self._find(path)
             self._bus = PynqBus(self.ip, (), self._call)
             self.config = self._identify(path, preset)
-            self._call(_mark, device, control)
+            self._call(_mark, device, place)
             self._check_idle(self._bus)
         except BaseException:
             self.close()
