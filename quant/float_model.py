@@ -4,31 +4,34 @@ It walks the sublayers of the architecture's row (core/arch.py). Names follow ll
 function, ``_forward``, serves a whole sequence (``forward``),
 one token at a time (``FloatSession``) and a batch of sequences in lockstep (``sample_texts``): what
 differs is how many rows enter and what the KV cache already holds.
+
+Its results are the same, bit for bit, on every machine and for every way to cut a text into calls,
+because they decide integers: sampled texts, binary points, weights. They are float64, but operands
+of products are rounded to 22 to 24 bits and so about as precise as float32; see core/exact.py.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenfabric.core import exact, ops
 from tokenfabric.core.arch import Attention, FeedForward, Matrix
 from tokenfabric.core.errors import UserError
-from tokenfabric.quant.checkpoint import Checkpoint, Layer
+from tokenfabric.core.shape import ModelShape
+from tokenfabric.quant.checkpoint import Checkpoint
 
 Array = npt.NDArray[Any]
 Trace = Callable[[str, Array], None]
 
 
 def forward(
-    checkpoint: Checkpoint,
-    tokens: npt.ArrayLike,
-    *,
-    trace: Trace | None = None,
-    dtype: npt.DTypeLike = np.float32,
+    checkpoint: Checkpoint | FloatModel, tokens: npt.ArrayLike, *, trace: Trace | None = None
 ) -> Array:
-    """Logits [T, vocab] of one sequence, tokens [T] at positions 0..T-1, causal, in ``dtype``.
+    """Logits [T, vocab] of one sequence, tokens [T] at positions 0..T-1, causal, in float64.
 
     ``trace(name, array)`` is called with every intermediate tensor, in the order of computation:
     "embedding" [T, dim], then for every layer i, prefixed "layer{i}.":
@@ -48,10 +51,11 @@ def forward(
     UserError for no tokens, more than the context, or a token outside the vocabulary.
     """
     rows = np.asarray(tokens).reshape(1, -1)
-    cache = _Cache(checkpoint, 1, rows.shape[1], dtype)
+    model = checkpoint if isinstance(checkpoint, FloatModel) else FloatModel(checkpoint)
+    cache = _Cache(model.shape, 1, rows.shape[1])
     # The batch of one is our own business: strip it from what the caller sees.
     inner = None if trace is None else lambda name, x: trace(name, x[0])
-    return _forward(checkpoint, rows, cache, inner)[0]
+    return model.forward(rows, cache, inner)[0]
 
 
 class FloatSession:
@@ -60,11 +64,9 @@ class FloatSession:
     ``length``: the most tokens this session can take, by default the context.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, length: int | None = None, dtype: npt.DTypeLike = np.float32
-    ) -> None:
-        self.checkpoint = checkpoint
-        self._cache = _Cache(checkpoint, 1, length or checkpoint.shape.context, dtype)
+    def __init__(self, checkpoint: Checkpoint, length: int | None = None) -> None:
+        self._model = FloatModel(checkpoint)
+        self._cache = _Cache(checkpoint.shape, 1, length or checkpoint.shape.context)
 
     @property
     def position(self) -> int:
@@ -73,7 +75,7 @@ class FloatSession:
 
     def step(self, token: int) -> Array:
         """Logits [vocab] after ``token``. UserError when full or for an impossible token."""
-        return _forward(self.checkpoint, np.array([[token]]), self._cache, None)[0, 0]
+        return self._model.forward(np.array([[token]]), self._cache)[0, 0]
 
 
 def sample_texts(
@@ -94,50 +96,52 @@ def sample_texts(
     rng = np.random.default_rng(seed)
     stop = np.array([token for token in eos if token != bos], np.int64)
     tokens = np.full((count, length), bos, np.int64)
-    cache = _Cache(checkpoint, count, length, np.float32)
+    model, cache = FloatModel(checkpoint), _Cache(checkpoint.shape, count, length)
     for i in range(1, length):
-        logits = _forward(checkpoint, tokens[:, i - 1 : i], cache, None)[:, 0]
-        if temperature > 0:  # Gumbel-max: the argmax is distributed as the softmax
-            logits = logits / temperature + rng.gumbel(size=logits.shape)
+        logits = model.forward(tokens[:, i - 1 : i], cache)[:, 0]
+        if temperature > 0:
+            ends = np.cumsum(exact.likelihoods(logits, temperature), axis=-1)
+            chosen = exact.pick(ends, exact.uniforms(rng, count))
+        else:
+            chosen = logits.argmax(axis=-1)
         ended = np.isin(tokens[:, i - 1], stop)
-        tokens[:, i] = np.where(ended, bos, logits.argmax(axis=-1))
+        tokens[:, i] = np.where(ended, bos, chosen)
     return tokens
 
 
 class _Cache:
-    """K (after RoPE) and V of every layer [batch, kv_heads, length, head_dim], ``used`` of them."""
+    """K (after RoPE) and V of every layer [batch, kv_heads, length, head_dim], ``used`` of them.
 
-    def __init__(
-        self, checkpoint: Checkpoint, batch: int, length: int, dtype: npt.DTypeLike
-    ) -> None:
-        s = checkpoint.shape
-        if not 1 <= length <= s.context:
+    Rounded as operands of the products that they enter. V is divided by ``v_unit``, a power of two
+    for each head and position, so that sums over positions have one unit.
+    """
+
+    def __init__(self, shape: ModelShape, batch: int, length: int) -> None:
+        if not 1 <= length <= shape.context:
             raise UserError(
-                f"{length} tokens do not fit the model's context of {s.context}; "
-                f"use from 1 to {s.context}"
+                f"{length} tokens do not fit the model's context of {shape.context}; "
+                f"use from 1 to {shape.context}"
             )
         self.length, self.used = length, 0
-        self.dtype: np.dtype[Any] = np.dtype(dtype)
-        dims = (s.layers, batch, s.kv_heads, length, s.head_dim)
-        self.k, self.v = np.zeros(dims, dtype), np.zeros(dims, dtype)
+        dims = (shape.layers, batch, shape.kv_heads, length, shape.head_dim)
+        self.k, self.v = np.zeros(dims, np.float32), np.zeros(dims, np.float32)
+        self.v_unit = np.zeros((*dims[:-1], 1))
+        # of the context, not of what there is of it: the same for every way to cut a text
+        self.v_bits = exact.operand_bits(shape.context)
+        self.sum_bits = exact.summand_bits(shape.context)
 
 
 def _rmsnorm(x: Array, weight: Array, eps: float) -> Array:
-    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + x.dtype.type(eps)) * weight
+    return x / np.sqrt(exact.sum_of(x * x) / x.shape[-1] + eps) * weight
 
 
 def _silu(x: Array) -> Array:
-    e = np.exp(-np.abs(x))  # never overflows
+    e = exact.exp(-np.abs(x))  # never overflows
     return x * np.where(x >= 0, 1, e) / (1 + e)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"silu": _silu}
 """By the name that an architecture's row gives them."""
-
-
-def _softmax(x: Array) -> Array:
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 def _rope(x: Array, cos: Array, sin: Array) -> Array:
@@ -147,51 +151,84 @@ def _rope(x: Array, cos: Array, sin: Array) -> Array:
     return np.stack((even * cos - odd * sin, even * sin + odd * cos), axis=-1).reshape(x.shape)
 
 
-def _forward(checkpoint: Checkpoint, tokens: Array, cache: _Cache, trace: Trace | None) -> Array:
-    """Logits [batch, T, vocab] of tokens [batch, T] that follow the cache, which grows by T."""
-    s, dtype = checkpoint.shape, cache.dtype
-    batch, count = tokens.shape
-    start, end = cache.used, cache.used + count
-    if end > cache.length:
-        raise UserError(f"token {end} does not fit a session of {cache.length}; use fewer tokens")
-    if not np.issubdtype(tokens.dtype, np.integer) or tokens.min() < 0 or tokens.max() >= s.vocab:
-        raise UserError(
-            f"token ids must be integers from 0 to {s.vocab - 1} (the vocabulary); "
-            "use the tokenizer of this checkpoint"
-        )
+class FloatModel:
+    """A checkpoint with its matrices rounded as operands: what several forward passes share.
 
-    run = _Run(checkpoint, cache, batch, start, end, trace)
-    x = run.note("embedding", checkpoint.embedding[tokens].astype(dtype))
-    for i, weights in enumerate(checkpoint.layers):
-        for sublayer in s.architecture.sublayers:
-            at = f"layer{i}."
-            norm = weights[sublayer.norm.name]
-            xb = run.note(at + sublayer.norm.name, _rmsnorm(x, norm, s.norm_eps))
-            if isinstance(sublayer, Attention):
-                y = run.attention(sublayer, weights, i, xb)
-            else:
-                y = run.feed_forward(sublayer, weights, at, xb)
-            x = run.note(at + sublayer.result, x + y)
-    cache.used = end
+    It keeps a float32 copy of every matrix; a change of the checkpoint does not reach it.
+    """
 
-    x = run.note("final_norm", _rmsnorm(x, checkpoint.final_norm, s.norm_eps))
-    return run.note("logits", x @ checkpoint.classifier.astype(dtype, copy=False).T)
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint, self.shape = checkpoint, checkpoint.shape
+        names = [matrix.name for matrix in self.shape.architecture.matrices]
+        self._matrices = [
+            {name: _rounded(layer[name]) for name in names} for layer in checkpoint.layers
+        ]
+        self._classifier = _rounded(checkpoint.classifier)
+
+    def forward(self, tokens: Array, cache: _Cache, trace: Trace | None = None) -> Array:
+        """Logits [batch, T, vocab] of tokens [batch, T] that follow the cache, which grows by T."""
+        s = self.shape
+        batch, count = tokens.shape
+        start, end = cache.used, cache.used + count
+        if end > cache.length:
+            raise UserError(
+                f"token {end} does not fit a session of {cache.length}; use fewer tokens"
+            )
+        integers = np.issubdtype(tokens.dtype, np.integer)
+        if not integers or tokens.min() < 0 or tokens.max() >= s.vocab:
+            raise UserError(
+                f"token ids must be integers from 0 to {s.vocab - 1} (the vocabulary); "
+                "use the tokenizer of this checkpoint"
+            )
+
+        run = _Run(self, cache, batch, start, end, trace)
+        x = run.note("embedding", self.checkpoint.embedding[tokens].astype(np.float64))
+        for i, weights in enumerate(self.checkpoint.layers):
+            for sublayer in s.architecture.sublayers:
+                at = f"layer{i}."
+                norm = weights[sublayer.norm.name]
+                xb = run.note(at + sublayer.norm.name, _rmsnorm(x, norm, s.norm_eps))
+                if isinstance(sublayer, Attention):
+                    y = run.attention(sublayer, i, xb)
+                else:
+                    y = run.feed_forward(sublayer, i, xb)
+                x = run.note(at + sublayer.result, x + y)
+        cache.used = end
+
+        x = run.note("final_norm", _rmsnorm(x, self.checkpoint.final_norm, s.norm_eps))
+        return run.note("logits", _multiply(x, self._classifier))
+
+    def project(self, matrix: Matrix, layer: int, x: Array) -> Array:
+        """W @ x, and the bias where there is one."""
+        y = _multiply(x, self._matrices[layer][matrix.name])
+        return y + self.checkpoint.layers[layer][matrix.bias] if matrix.bias else y
+
+
+def _rounded(weight: Array) -> Array:
+    """A matrix [out, in] as an operand, in float32, which holds it exactly."""
+    bits = exact.operand_bits(weight.shape[1])
+    return exact.on_grid(weight.astype(np.float64), bits).astype(np.float32)
+
+
+def _multiply(x: Array, rounded: Array) -> Array:
+    """x [..., in] @ W.T; as one product of two matrices, which BLAS is fast at."""
+    x = exact.on_grid(x, exact.operand_bits(x.shape[-1]))
+    y = x.reshape(-1, x.shape[-1]) @ rounded.astype(np.float64).T
+    return y.reshape(*x.shape[:-1], -1)
 
 
 class _Run:
     """One forward pass: what its sublayers share."""
 
     def __init__(
-        self, checkpoint: Checkpoint, cache: _Cache, batch: int, start: int, end: int,
+        self, model: FloatModel, cache: _Cache, batch: int, start: int, end: int,
         trace: Trace | None,
     ) -> None:  # fmt: skip
-        s, dtype = checkpoint.shape, cache.dtype
-        self.shape, self.cache, self.trace, self.dtype = s, cache, trace, dtype
+        s = model.shape
+        self.shape, self.model, self.cache, self.trace = s, model, cache, trace
         self.batch, self.start, self.end = batch, start, end
         position = np.arange(start, end)
-        frequency = s.rope_theta ** (-np.arange(0, s.head_dim, 2) / s.head_dim)
-        angle = position[:, None] * frequency
-        self.cos, self.sin = np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
+        self.cos, self.sin = ops.rope_factors(position, s.head_dim, s.rope_theta)
         self.masked = np.arange(end) > position[:, None]
 
     def note(self, name: str, x: Array) -> Array:
@@ -200,39 +237,52 @@ class _Run:
             self.trace(name, x)
         return x
 
-    def project(self, matrix: Matrix, weights: Layer, x: Array) -> Array:
-        """W @ x, and the bias where there is one."""
-        y = x @ weights[matrix.name].astype(self.dtype, copy=False).T
-        return y + weights[matrix.bias].astype(self.dtype, copy=False) if matrix.bias else y
-
-    def attention(self, a: Attention, weights: Layer, layer: int, xb: Array) -> Array:
+    def attention(self, a: Attention, layer: int, xb: Array) -> Array:
         """What the attention adds to the residual stream; K and V go to the cache."""
-        s, dtype, at = self.shape, self.dtype, f"layer{layer}."
+        s, cache, at = self.shape, self.cache, f"layer{layer}."
         batch, start, end = self.batch, self.start, self.end
         count = end - start
-        q = self.project(a.q, weights, xb).reshape(batch, count, s.heads, s.head_dim)
-        k = self.project(a.k, weights, xb).reshape(batch, count, s.kv_heads, s.head_dim)
-        v = self.project(a.v, weights, xb).reshape(batch, count, s.kv_heads, s.head_dim)
+        q, k, v = (
+            self.model.project(matrix, layer, xb).reshape(batch, count, -1, s.head_dim)
+            for matrix in (a.q, a.k, a.v)
+        )
         q = self.note(at + "q", _rope(q, self.cos, self.sin))
         k = self.note(at + "k", _rope(k, self.cos, self.sin))
         self.note(at + "v", v)
+        bits = exact.operand_bits(s.head_dim)
+        cache.k[layer, :, :, start:end] = exact.on_grid(k, bits).swapaxes(1, 2)
+        unit = exact.power_above(v)
+        cache.v_unit[layer, :, :, start:end] = unit.swapaxes(1, 2)
+        cache.v[layer, :, :, start:end] = exact.on_grid(v / unit, cache.v_bits).swapaxes(1, 2)
 
-        keys, values = self.cache.k[layer, :, :, :end], self.cache.v[layer, :, :, :end]
-        keys[:, :, start:] = k.swapaxes(1, 2)
-        values[:, :, start:] = v.swapaxes(1, 2)
-        # query heads of one group share a kv head: [batch, kv_heads, group, T, head_dim]
-        grouped = q.swapaxes(1, 2).reshape(batch, s.kv_heads, -1, count, s.head_dim)
-        scores = grouped @ keys[:, :, None].swapaxes(-1, -2) * dtype.type(s.head_dim**-0.5)
-        scores = np.where(self.masked, dtype.type(-np.inf), scores)
+        # the rows of all query heads of a group share a kv head: [batch, kv_heads, rows, head_dim]
+        rows = exact.on_grid(q, bits).swapaxes(1, 2).reshape(batch, s.kv_heads, -1, s.head_dim)
+        keys = cache.k[layer, :, :, :end].astype(np.float64)
+        scores = rows @ keys.swapaxes(-1, -2)
+        scores /= math.sqrt(s.head_dim)
+        scores = scores.reshape(batch, s.kv_heads, -1, count, end)
+        scores = np.where(self.masked, -np.inf, scores)
         self.note(at + "scores", scores.reshape(batch, s.heads, count, end))
-        att = _softmax(scores) @ values[:, :, None]
-        att = att.reshape(batch, s.heads, count, s.head_dim).swapaxes(1, 2)
+        att = self.mix(scores, layer).reshape(batch, s.heads, count, s.head_dim).swapaxes(1, 2)
         att = self.note(at + "att", att.reshape(batch, count, s.q_dim))
-        return self.project(a.o, weights, att)
+        return self.model.project(a.o, layer, att)
 
-    def feed_forward(self, f: FeedForward, weights: Layer, at: str, xb: Array) -> Array:
+    def mix(self, scores: Array, layer: int) -> Array:
+        """V weighted by the softmax of scores [batch, kv_heads, group, T, length]."""
+        cache, end = self.cache, self.end
+        weights = exact.exp(scores - scores.max(axis=-1, keepdims=True))
+        total = exact.on_grid(weights, cache.sum_bits).sum(axis=-1, keepdims=True)
+        weights *= cache.v_unit[layer, :, :, None, None, :end, 0]
+        weights = exact.on_grid(weights, cache.v_bits)
+        values = cache.v[layer, :, :, :end].astype(np.float64)
+        rows = weights.reshape(*values.shape[:2], -1, end)
+        mixed: Array = (rows @ values).reshape(*scores.shape[:-1], -1) / total
+        return mixed
+
+    def feed_forward(self, f: FeedForward, layer: int, xb: Array) -> Array:
         """What the feed-forward network adds to the residual stream."""
-        gate = self.note(at + "gate", self.project(f.gate, weights, xb))
-        up = self.note(at + "up", self.project(f.up, weights, xb))
+        at, project = f"layer{layer}.", self.model.project
+        gate = self.note(at + "gate", project(f.gate, layer, xb))
+        up = self.note(at + "up", project(f.up, layer, xb))
         h = self.note(at + "h", ACTIVATIONS[f.activation](gate) * up)
-        return self.project(f.down, weights, h)
+        return project(f.down, layer, h)
