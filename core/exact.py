@@ -35,6 +35,7 @@ __all__ = [
     "likelihoods",
     "moment",
     "on_grid",
+    "on_unit",
     "operand_bits",
     "pick",
     "power",
@@ -64,9 +65,17 @@ def on_grid(x: Array, bits: int, axis: Any = -1) -> Array:
     along the axis are exact, and so are sums of n products of two such operands where the bits of
     both and log2(n) add up to 53. bits: at most 50.
     """
+    return on_unit(x, power_above(x, axis), bits)
+
+
+def on_unit(x: Array, limit: Any, bits: int) -> Array:
+    """``x`` rounded to multiples of ``limit / 2**bits``; limit: powers of two, magnitudes or more.
+
+    As :func:`on_grid` where something else says how large numbers get; they may reach the limit.
+    """
     # Added and subtracted again, it leaves no bits below the unit.
-    shifter = power_above(x, axis) * math.ldexp(1.5, MANTISSA - 1 - bits)
-    rounded = x + shifter
+    shifter = limit * math.ldexp(1.5, MANTISSA - 1 - bits)
+    rounded: Array = x + shifter
     rounded -= shifter
     return rounded
 
@@ -140,7 +149,7 @@ def power(base: float, exponent: float) -> float:
     return float(_DIGITS.exp(_DIGITS.multiply(_DIGITS.ln(Decimal(base)), Decimal(exponent))))
 
 
-_CHUNK = 1 << 13  # elements that are worked on in the cache
+_CHUNK = 1 << 14  # elements that are worked on in the cache
 _SEGMENT_BITS = 10
 _SEGMENTS = 1 << _SEGMENT_BITS
 _RINT = 1.5 * 2**52  # added, it leaves an integer in the low bits
@@ -164,7 +173,8 @@ def exp(x: Array) -> Array:
 
 def _exp(x: Array, out: Array) -> None:
     """2**(n / 1024) from a table, times the series of what remains, at most ln(2) / 2048."""
-    x = np.minimum(np.maximum(x, -EXP_LIMIT), EXP_LIMIT)
+    x = np.maximum(x, -EXP_LIMIT)
+    np.minimum(x, EXP_LIMIT, out=x)
     n = x * _PER_STEP
     n += _RINT
     bits = n.view(np.int64) - _RINT_BITS
@@ -172,12 +182,12 @@ def _exp(x: Array, out: Array) -> None:
     x -= n * _STEP_HIGH
     n *= _STEP_LOW
     x -= n
-    series = x / 6  # x + x**2 / 2 + x**3 / 6
+    series = x * (1 / 6)  # x + x**2 / 2 + x**3 / 6
     series += 0.5
     series *= x
     series += 1
     series *= x
-    scale = _POWERS[bits & (_SEGMENTS - 1)]
+    scale = _POWERS.take(bits & (_SEGMENTS - 1), mode="clip")
     bits >>= _SEGMENT_BITS
     bits <<= MANTISSA - 1  # into the exponent
     scale += bits

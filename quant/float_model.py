@@ -22,10 +22,12 @@ from tokenfabric.core import exact, ops
 from tokenfabric.core.arch import Attention, FeedForward, Matrix
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.shape import ModelShape
-from tokenfabric.quant.checkpoint import Checkpoint
+from tokenfabric.quant.checkpoint import Checkpoint, Layer
 
 Array = npt.NDArray[Any]
 Trace = Callable[[str, Array], None]
+QUERIES = 64  # of an attention head at once: later keys are of no use to them
+IN_CACHE = 1 << 15  # numbers that the attention works on at once
 
 
 def forward(
@@ -112,8 +114,8 @@ def sample_texts(
 class _Cache:
     """K (after RoPE) and V of every layer [batch, kv_heads, length, head_dim], ``used`` of them.
 
-    Rounded as operands of the products that they enter. V is divided by ``v_unit``, a power of two
-    for each head and position, so that sums over positions have one unit.
+    Rounded as operands of the products that they enter. The bits follow from the context, not from
+    how much of it there is: the same for every way to cut a text into calls.
     """
 
     def __init__(self, shape: ModelShape, batch: int, length: int) -> None:
@@ -125,10 +127,8 @@ class _Cache:
         self.length, self.used = length, 0
         dims = (shape.layers, batch, shape.kv_heads, length, shape.head_dim)
         self.k, self.v = np.zeros(dims, np.float32), np.zeros(dims, np.float32)
-        self.v_unit = np.zeros((*dims[:-1], 1))
-        # of the context, not of what there is of it: the same for every way to cut a text
+        self.k_bits = exact.operand_bits(shape.head_dim)
         self.v_bits = exact.operand_bits(shape.context)
-        self.sum_bits = exact.summand_bits(shape.context)
 
 
 def _rmsnorm(x: Array, weight: Array, eps: float) -> Array:
@@ -164,6 +164,7 @@ class FloatModel:
             {name: _rounded(layer[name]) for name in names} for layer in checkpoint.layers
         ]
         self._classifier = _rounded(checkpoint.classifier)
+        self.v_limits = [self._v_limits(layer) for layer in checkpoint.layers]
 
     def forward(self, tokens: Array, cache: _Cache, trace: Trace | None = None) -> Array:
         """Logits [batch, T, vocab] of tokens [batch, T] that follow the cache, which grows by T."""
@@ -198,6 +199,16 @@ class FloatModel:
         x = run.note("final_norm", _rmsnorm(x, self.checkpoint.final_norm, s.norm_eps))
         return run.note("logits", _multiply(x, self._classifier))
 
+    def _v_limits(self, weights: Layer) -> Array:
+        """Powers of two [kv_heads, 1] that no v exceeds: what comes from a norm has a length."""
+        s = self.shape
+        (a,) = (x for x in s.architecture.sublayers if isinstance(x, Attention))
+        rows = weights[a.v.name].astype(np.float64) * weights[a.norm.name]
+        limit = np.sqrt(exact.sum_of(rows * rows) * s.dim) * 1.001
+        if a.v.bias:
+            limit += np.abs(weights[a.v.bias][:, None])
+        return exact.power_above(limit.reshape(s.kv_heads, -1))
+
     def project(self, matrix: Matrix, layer: int, x: Array) -> Array:
         """W @ x, and the bias where there is one."""
         y = _multiply(x, self._matrices[layer][matrix.name])
@@ -227,9 +238,7 @@ class _Run:
         s = model.shape
         self.shape, self.model, self.cache, self.trace = s, model, cache, trace
         self.batch, self.start, self.end = batch, start, end
-        position = np.arange(start, end)
-        self.cos, self.sin = ops.rope_factors(position, s.head_dim, s.rope_theta)
-        self.masked = np.arange(end) > position[:, None]
+        self.cos, self.sin = ops.rope_factors(np.arange(start, end), s.head_dim, s.rope_theta)
 
     def note(self, name: str, x: Array) -> Array:
         """Tell who traces; x."""
@@ -239,9 +248,7 @@ class _Run:
 
     def attention(self, a: Attention, layer: int, xb: Array) -> Array:
         """What the attention adds to the residual stream; K and V go to the cache."""
-        s, cache, at = self.shape, self.cache, f"layer{layer}."
-        batch, start, end = self.batch, self.start, self.end
-        count = end - start
+        s, at, batch, count = self.shape, f"layer{layer}.", self.batch, self.end - self.start
         q, k, v = (
             self.model.project(matrix, layer, xb).reshape(batch, count, -1, s.head_dim)
             for matrix in (a.q, a.k, a.v)
@@ -249,35 +256,51 @@ class _Run:
         q = self.note(at + "q", _rope(q, self.cos, self.sin))
         k = self.note(at + "k", _rope(k, self.cos, self.sin))
         self.note(at + "v", v)
-        bits = exact.operand_bits(s.head_dim)
-        cache.k[layer, :, :, start:end] = exact.on_grid(k, bits).swapaxes(1, 2)
-        unit = exact.power_above(v)
-        cache.v_unit[layer, :, :, start:end] = unit.swapaxes(1, 2)
-        cache.v[layer, :, :, start:end] = exact.on_grid(v / unit, cache.v_bits).swapaxes(1, 2)
+        cache, new = self.cache, np.s_[layer, :, :, self.start : self.end]
+        cache.k[new] = exact.on_grid(k, cache.k_bits).swapaxes(1, 2)
+        v = exact.on_unit(v, self.model.v_limits[layer], cache.v_bits)
+        cache.v[new] = v.swapaxes(1, 2)
 
-        # the rows of all query heads of a group share a kv head: [batch, kv_heads, rows, head_dim]
-        rows = exact.on_grid(q, bits).swapaxes(1, 2).reshape(batch, s.kv_heads, -1, s.head_dim)
-        keys = cache.k[layer, :, :, :end].astype(np.float64)
-        scores = rows @ keys.swapaxes(-1, -2)
-        scores /= math.sqrt(s.head_dim)
-        scores = scores.reshape(batch, s.kv_heads, -1, count, end)
-        scores = np.where(self.masked, -np.inf, scores)
-        self.note(at + "scores", scores.reshape(batch, s.heads, count, end))
-        att = self.mix(scores, layer).reshape(batch, s.heads, count, s.head_dim).swapaxes(1, 2)
+        q = exact.on_grid(q / math.sqrt(s.head_dim), cache.k_bits)
+        # of each kv head the rows of all query heads of its group, token by token
+        q = q.reshape(batch, count, s.kv_heads, -1).swapaxes(1, 2)
+        q = q.reshape(batch * s.kv_heads, -1, s.head_dim)
+        scores = None if self.trace is None else np.full((*q.shape[:2], self.end), -np.inf)
+        att = self.attend(layer, q, scores).reshape(batch, s.kv_heads, count, -1).swapaxes(1, 2)
+        if scores is not None:
+            scores = scores.reshape(batch, s.kv_heads, count, -1, self.end).swapaxes(2, 3)
+            self.note(at + "scores", scores.reshape(batch, s.heads, count, self.end))
         att = self.note(at + "att", att.reshape(batch, count, s.q_dim))
         return self.model.project(a.o, layer, att)
 
-    def mix(self, scores: Array, layer: int) -> Array:
-        """V weighted by the softmax of scores [batch, kv_heads, group, T, length]."""
-        cache, end = self.cache, self.end
-        weights = exact.exp(scores - scores.max(axis=-1, keepdims=True))
-        total = exact.on_grid(weights, cache.sum_bits).sum(axis=-1, keepdims=True)
-        weights *= cache.v_unit[layer, :, :, None, None, :end, 0]
-        weights = exact.on_grid(weights, cache.v_bits)
-        values = cache.v[layer, :, :, :end].astype(np.float64)
-        rows = weights.reshape(*values.shape[:2], -1, end)
-        mixed: Array = (rows @ values).reshape(*scores.shape[:-1], -1) / total
-        return mixed
+    def attend(self, layer: int, q: Array, scores: Array | None) -> Array:
+        """V weighted by the softmax: q and the result [n, T * group, head_dim].
+
+        n: every kv head of every text. Scores that take part are written into ``scores`` [n, T *
+        group, length]. In parts that stay in the processor's cache.
+        """
+        (n, rows, head_dim), found, bits = q.shape, np.empty_like(q), self.cache.v_bits
+        k, v = (x[layer].reshape(n, -1, head_dim) for x in (self.cache.k, self.cache.v))
+        group = rows // (self.end - self.start)
+        step = max(1, QUERIES // group) * group
+        for first in range(0, rows, step):
+            these = slice(first, min(first + step, rows))
+            last = self.start + np.arange(these.start, these.stop) // group  # that each row sees
+            end = int(last[-1]) + 1
+            masked = np.arange(end) > last[:, None]
+            heads = max(1, IN_CACHE // (end * max(len(last), head_dim)))
+            for at in range(0, n, heads):
+                part = slice(at, at + heads)
+                some = q[part, these] @ k[part, :end].astype(np.float64).swapaxes(1, 2)
+                if len(last) > group:
+                    np.copyto(some, -np.inf, where=masked)
+                if scores is not None:
+                    scores[part, these, :end] = some
+                some -= some.max(axis=-1, keepdims=True)
+                weights = exact.on_unit(exact.exp(some), 1.0, bits)
+                mixed = weights @ v[part, :end].astype(np.float64)
+                found[part, these] = mixed / weights.sum(axis=-1, keepdims=True)
+        return found
 
     def feed_forward(self, f: FeedForward, layer: int, xb: Array) -> Array:
         """What the feed-forward network adds to the residual stream."""
