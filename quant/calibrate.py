@@ -87,8 +87,6 @@ def calibrate(
 
     def trace(name: str, x: Array) -> None:
         kind = name.rpartition(".")[2]
-        if kind == "scores":
-            return
         reached = float(np.abs(x).max())
         if not reached < ACTIVATION_LIMIT:  # NaN, too
             raise UserError(
@@ -111,7 +109,7 @@ def calibrate(
     model, tokens = FloatModel(checkpoint), sum(len(sequence) for sequence in sequences)
     for n, sequence in enumerate(sequences):
         with np.errstate(over="ignore", invalid="ignore"):  # trace refuses what comes of it
-            forward(model, sequence, trace=trace)
+            forward(model, sequence, trace=trace, scores=False)
         if progress is not None:
             progress("calibrating", n + 1, len(sequences))
 

@@ -26,12 +26,17 @@ from tokenfabric.quant.checkpoint import Checkpoint, Layer
 
 Array = npt.NDArray[Any]
 Trace = Callable[[str, Array], None]
-QUERIES = 64  # of an attention head at once: later keys are of no use to them
-IN_CACHE = 1 << 15  # numbers that the attention works on at once
+QUERIES = 32  # of an attention head at once: later keys are of no use to them
+IN_CACHE = 1 << 16  # numbers that the attention works on at once
+CACHE_NUMBERS = 1 << 26  # in the K and V of the texts that are sampled in lockstep
 
 
 def forward(
-    checkpoint: Checkpoint | FloatModel, tokens: npt.ArrayLike, *, trace: Trace | None = None
+    checkpoint: Checkpoint | FloatModel,
+    tokens: npt.ArrayLike,
+    *,
+    trace: Trace | None = None,
+    scores: bool = True,
 ) -> Array:
     """Logits [T, vocab] of one sequence, tokens [T] at positions 0..T-1, causal, in float64.
 
@@ -41,7 +46,8 @@ def forward(
     - attn_norm [T, dim]: RMSNorm of the residual stream, input of wq, wk and wv
     - q [T, heads, head_dim] and k [T, kv_heads, head_dim] after RoPE (pairs interleaved),
       v [T, kv_heads, head_dim]
-    - scores [heads, T, T]: q.k / sqrt(head_dim) before the softmax, -inf where masked
+    - scores [heads, T, T]: q.k / sqrt(head_dim) before the softmax, -inf where masked; not if
+      ``scores`` is false, because they are many
     - att [T, heads * head_dim]: the weighted values, input of wo
     - residual_attn [T, dim]: the residual stream after attention
     - ffn_norm [T, dim]: input of w1 and w3; gate = w1 @ x and up = w3 @ x [T, hidden]
@@ -57,7 +63,7 @@ def forward(
     cache = _Cache(model.shape, 1, rows.shape[1])
     # The batch of one is our own business: strip it from what the caller sees.
     inner = None if trace is None else lambda name, x: trace(name, x[0])
-    return model.forward(rows, cache, inner)[0]
+    return model.forward(rows, cache, inner, scores)[0]
 
 
 class FloatSession:
@@ -98,16 +104,19 @@ def sample_texts(
     rng = np.random.default_rng(seed)
     stop = np.array([token for token in eos if token != bos], np.int64)
     tokens = np.full((count, length), bos, np.int64)
-    model, cache = FloatModel(checkpoint), _Cache(checkpoint.shape, count, length)
-    for i in range(1, length):
-        logits = model.forward(tokens[:, i - 1 : i], cache)[:, 0]
-        if temperature > 0:
-            ends = np.cumsum(exact.likelihoods(logits, temperature), axis=-1)
-            chosen = exact.pick(ends, exact.uniforms(rng, count))
-        else:
-            chosen = logits.argmax(axis=-1)
-        ended = np.isin(tokens[:, i - 1], stop)
-        tokens[:, i] = np.where(ended, bos, chosen)
+    model, s = FloatModel(checkpoint), checkpoint.shape
+    step = max(1, CACHE_NUMBERS // (2 * s.layers * s.kv_heads * s.head_dim * length))
+    for at in range(0, count, step):
+        texts = tokens[at : at + step]
+        cache = _Cache(s, len(texts), length)
+        for i in range(1, length):
+            logits = model.forward(texts[:, i - 1 : i], cache)[:, 0]
+            if temperature > 0:
+                ends = np.cumsum(exact.likelihoods(logits, temperature), axis=-1)
+                chosen = exact.pick(ends, exact.uniforms(rng, len(texts)))
+            else:
+                chosen = logits.argmax(axis=-1)
+            texts[:, i] = np.where(np.isin(texts[:, i - 1], stop), bos, chosen)
     return tokens
 
 
@@ -126,7 +135,7 @@ class _Cache:
             )
         self.length, self.used = length, 0
         dims = (shape.layers, batch, shape.kv_heads, length, shape.head_dim)
-        self.k, self.v = np.zeros(dims, np.float32), np.zeros(dims, np.float32)
+        self.k, self.v = np.zeros(dims), np.zeros(dims)
         self.k_bits = exact.operand_bits(shape.head_dim)
         self.v_bits = exact.operand_bits(shape.context)
 
@@ -166,11 +175,13 @@ class FloatModel:
         self._classifier = _rounded(checkpoint.classifier)
         self.v_limits = [self._v_limits(layer) for layer in checkpoint.layers]
 
-    def forward(self, tokens: Array, cache: _Cache, trace: Trace | None = None) -> Array:
+    def forward(
+        self, tokens: Array, cache: _Cache, trace: Trace | None = None, scores: bool = True
+    ) -> Array:
         """Logits [batch, T, vocab] of tokens [batch, T] that follow the cache, which grows by T."""
         s = self.shape
         batch, count = tokens.shape
-        start, end = cache.used, cache.used + count
+        end = cache.used + count
         if end > cache.length:
             raise UserError(
                 f"token {end} does not fit a session of {cache.length}; use fewer tokens"
@@ -182,7 +193,7 @@ class FloatModel:
                 "use the tokenizer of this checkpoint"
             )
 
-        run = _Run(self, cache, batch, start, end, trace)
+        run = _Run(self, cache, batch, end, trace, scores)
         x = run.note("embedding", self.checkpoint.embedding[tokens].astype(np.float64))
         for i, weights in enumerate(self.checkpoint.layers):
             for sublayer in s.architecture.sublayers:
@@ -232,13 +243,15 @@ class _Run:
     """One forward pass: what its sublayers share."""
 
     def __init__(
-        self, model: FloatModel, cache: _Cache, batch: int, start: int, end: int,
-        trace: Trace | None,
+        self, model: FloatModel, cache: _Cache, batch: int, end: int, trace: Trace | None,
+        scores: bool,
     ) -> None:  # fmt: skip
         s = model.shape
         self.shape, self.model, self.cache, self.trace = s, model, cache, trace
-        self.batch, self.start, self.end = batch, start, end
-        self.cos, self.sin = ops.rope_factors(np.arange(start, end), s.head_dim, s.rope_theta)
+        self.batch, self.start, self.end = batch, cache.used, end
+        self.keep_scores = scores and trace is not None
+        positions = np.arange(self.start, end)
+        self.cos, self.sin = ops.rope_factors(positions, s.head_dim, s.rope_theta)
 
     def note(self, name: str, x: Array) -> Array:
         """Tell who traces; x."""
@@ -265,7 +278,7 @@ class _Run:
         # of each kv head the rows of all query heads of its group, token by token
         q = q.reshape(batch, count, s.kv_heads, -1).swapaxes(1, 2)
         q = q.reshape(batch * s.kv_heads, -1, s.head_dim)
-        scores = None if self.trace is None else np.full((*q.shape[:2], self.end), -np.inf)
+        scores = np.full((*q.shape[:2], self.end), -np.inf) if self.keep_scores else None
         att = self.attend(layer, q, scores).reshape(batch, s.kv_heads, count, -1).swapaxes(1, 2)
         if scores is not None:
             scores = scores.reshape(batch, s.kv_heads, count, -1, self.end).swapaxes(2, 3)
@@ -288,17 +301,17 @@ class _Run:
             last = self.start + np.arange(these.start, these.stop) // group  # that each row sees
             end = int(last[-1]) + 1
             masked = np.arange(end) > last[:, None]
-            heads = max(1, IN_CACHE // (end * max(len(last), head_dim)))
+            heads = max(1, IN_CACHE // (end * len(last)))
             for at in range(0, n, heads):
                 part = slice(at, at + heads)
-                some = q[part, these] @ k[part, :end].astype(np.float64).swapaxes(1, 2)
+                some = q[part, these] @ k[part, :end].swapaxes(1, 2)
                 if len(last) > group:
                     np.copyto(some, -np.inf, where=masked)
                 if scores is not None:
                     scores[part, these, :end] = some
                 some -= some.max(axis=-1, keepdims=True)
                 weights = exact.on_unit(exact.exp(some), 1.0, bits)
-                mixed = weights @ v[part, :end].astype(np.float64)
+                mixed = weights @ v[part, :end]
                 found[part, these] = mixed / weights.sum(axis=-1, keepdims=True)
         return found
 
