@@ -52,7 +52,7 @@ def errors(model, checkpoint, tokens):
             )
         result[name] = float(np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)))
 
-    float_model.forward(checkpoint, tokens, trace=note, dtype=np.float64)
+    float_model.forward(checkpoint, tokens, trace=note)
     return result
 
 
@@ -154,10 +154,9 @@ def test_one_tensor_of_zeros(name):
 
 
 def test_exploding_checkpoints_are_refused():
-    for factor, value in ((1e20, r"\d\.\d+e\+\d\d"), (3e38, "inf"), (np.nan, "nan")):
+    for factor, value in ((1e20, r"\d\.\d+e\+\d\d"), (3e38, r"\d\.\d+e\+39"), (np.nan, "nan")):
         checkpoint = random_checkpoint(TINY, seed=9, scale=2)
         w2 = checkpoint.layers[1]["w2"]
-        w2[:, 1:] = 0  # inf - inf of two large products is nan, in an order that numpy chooses
         with np.errstate(over="ignore"):
             w2 *= np.float32(factor)
         with pytest.raises(UserError, match=rf"layer1\.residual reaches {value} on .*; the check"):
