@@ -319,3 +319,17 @@ def test_rows_that_have_ended_get_no_token():
     system.work.best = [[77] * cfg.max_rows] * 4
     system.run().check()
     assert system.steps == 1 and {row["token"] for row in system.rows} == {77}
+
+
+def test_rows_that_want_no_logits_are_left_out():
+    """Of the instructions that only logits need, in every step alike."""
+    cfg, flags = preset("tiny"), [0, 1, 0, 1]
+    product = {"op": Op.MATMUL, "k": 3, "n": 2, "src": 5, "src_stride": 40, "dst_stride": 7}
+    program = [Instruction(op=Op.NORM, want=1), Instruction(**product, want=1)]
+    program += [Instruction(**product), Instruction(op=Op.END)]
+    seeds = (seed for seed in range(99) if len(Work(cfg, seed).rows) == 4)
+    system = System(cfg, next(seeds), program=program)
+    for row, flag in zip(system.work.rows, flags, strict=True):
+        row.update(flags=flag, position=1, kv_row=row["kv_slot"])
+    system.run().check()
+    assert [len(each[2]) for each in system.found["issued"][1:3]] == [2, 4]
