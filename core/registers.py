@@ -68,6 +68,8 @@ def _table() -> list[Register]:
     def add(name: str, access: str, doc: str, **fields: tuple[int, int]) -> None:
         table.append(Register(name, 4 * len(table), access, doc, fields))
 
+    # Those up to JOB_SIZE keep their places in every version: with them the driver ends the run of
+    # an older accelerator before it programs another.
     add("IDENT", "ro", f"{IDENT:#010x}")
     add("ABI", "ro", "version of this map, of the descriptor and of the ISA")
     add("FINGERPRINT_LO", "ro", "low half of the config's fingerprint")

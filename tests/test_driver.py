@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_models import SMALL
 from tokenfabric.compiler.compile import compile_model
-from tokenfabric.core import isa
+from tokenfabric.core import isa, registers
 from tokenfabric.core.config import preset
 from tokenfabric.core.image import PAGE
 from tokenfabric.core.registers import State, offset
@@ -162,3 +162,13 @@ def test_memory_that_is_not_let_go_of(image, device, watchdog, waited):
     top.stick(0, False)
     settle(device.bus)
     assert top.in_flight == 0
+
+
+def test_registers_that_every_version_has():
+    """With them the accelerator that was there before is ended, whatever its version."""
+    names = [register.name for register in registers.REGISTERS[:12]]
+    assert names == [
+        "IDENT", "ABI", "FINGERPRINT_LO", "FINGERPRINT_HI", "CONTROL", "STATUS", "ERROR", "PC",
+        "WINDOW_BASE", "WINDOW_SIZE", "JOB_BASE", "JOB_SIZE",
+    ]  # fmt: skip
+    assert [offset(name) for name in names] == [*range(0, 48, 4)]
