@@ -101,12 +101,15 @@ def random_shape(cfg: FabricConfig, rng: np.random.Generator) -> ModelShape | No
 
 
 def difference(cfg: FabricConfig, seed: int) -> str | None:
-    """Between the Verilated hardware and golden: None if a small random model computes the same
-    with a prompt, some tokens, and another prompt while memory stalls."""
+    """:func:`run_both` with a small random model; None, too, if no model fits."""
+    shape = random_shape(cfg, np.random.default_rng(seed))
+    return None if shape is None else run_both(cfg, shape, seed)
+
+
+def run_both(cfg: FabricConfig, shape: ModelShape, seed: int) -> str | None:
+    """The difference between the Verilated hardware and golden: None if a random model computes the
+    same with a prompt, some tokens, and another prompt while memory stalls."""
     rng = np.random.default_rng(seed)
-    shape = random_shape(cfg, rng)
-    if shape is None:
-        return None
     image = compile_model(QModel.random(shape, seed), cfg)
     room = image.context
     device = make_device("verilator", cfg, image.memory(room + 1))
