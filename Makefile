@@ -32,6 +32,8 @@ export PROMPT
 
 demo: $(VENV)/.demo
 	@$(BIN)/tokenfabric generate "$$PROMPT" --on $(ON) --verify
+	@echo
+	@echo "The command is $(BIN)/tokenfabric; to call it tokenfabric: source $(BIN)/activate"
 
 demo-board: .venv-pynq4/.done
 	@.venv-pynq4/bin/python notebooks/play notebooks/1_first_tokens.ipynb

@@ -108,6 +108,8 @@ def _payload(
         rows = select(model.embedding, channels(1, s.vocab, cfg.cols))
         put(memory.embedding, to_superblocks(cfg, rows.format.pack(cfg, rows.weight, rows.mult)))
     table = np.zeros((kv.positions, kv.head_bytes), "<i2")
-    table[:, : s.head_dim] = ops.rope_table(np.arange(kv.positions), s.head_dim, s.rope_theta)
+    positions = np.arange(kv.positions)
+    rows = ops.rope_table(positions, s.head_dim, s.rope_theta, s.rope_scale)
+    table[:, : s.head_dim] = rows
     put(memory.rope, table.view(np.uint8).ravel())
     return payload

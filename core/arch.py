@@ -13,7 +13,7 @@ new operation, add the field that says so, its step in ``quant/float_model.py``,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -115,8 +115,9 @@ class Architecture:
     name: as in our own files. hf_class, hf_type: ``architectures`` and ``model_type`` of a
     config.json. sublayers: of every layer, in order. embedding, classifier, final_norm: names in a
     Hugging Face checkpoint. fixed: keys of config.json that change the arithmetic, with the values
-    that leave it as it is here, the default first. defaults: of keys that may be absent.
-    llama2c: llama2.c's files hold it.
+    that leave it as it is here, the default first. defaults: of keys that may be absent. window:
+    key of config.json that says how many positions attention sees ("" for none); up to so many it
+    sees all of them, so that it bounds the context. llama2c: llama2.c's files hold it.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Architecture:
     layer_prefix: str = "model.layers.{}."
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    window: str = ""
     llama2c: bool = False
 
     @property
@@ -230,6 +232,22 @@ QWEN2 = Architecture(
     },
 )
 
+MISTRAL = replace(
+    LLAMA,
+    name="mistral",
+    hf_class="MistralForCausalLM",
+    hf_type="mistral",
+    defaults={
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 131_072,
+        "tie_word_embeddings": False,
+        "sliding_window": 4_096,
+    },
+    window="sliding_window",
+    llama2c=False,
+)
+
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
-    {row.name: row for row in (LLAMA, QWEN2)}
+    {row.name: row for row in (LLAMA, QWEN2, MISTRAL)}
 )

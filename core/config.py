@@ -29,7 +29,7 @@ FETCH_BITS = 20  # of the beats that one read of any length may have
 LUT_RAM_WORDS = 32  # a memory of so few takes no block RAM
 
 
-ULTRA_RAM = frozenset(("in", "out", "res", "scores", "weights", "kv"))  # may be built of UltraRAM
+ULTRA_RAM = frozenset(("in", "scores", "weights", "kv"))  # may be built of UltraRAM
 
 
 @dataclass(frozen=True, kw_only=True)

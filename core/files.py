@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenfabric.core.errors import UserError
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def show(value: object, limit: int = 60) -> str:
@@ -20,17 +23,32 @@ def show(value: object, limit: int = 60) -> str:
 
 
 def file_size(path: Path) -> int:
-    """Size in bytes of a regular file. UserError if it is missing, not a regular file or empty."""
+    """Size in bytes of a regular file that holds something.
+
+    UserError if it is missing, not a regular file, empty, or a pointer of Git LFS, which stands for
+    the file that is meant.
+    """
     try:
         if not path.exists():
+            if path.is_symlink():
+                raise UserError(f"{path}: a link to a file that is not there; download it again")
             raise UserError(f"{path}: no such file; check the path")
         if not path.is_file():
             raise UserError(f"{path}: not a regular file; give a file, not a folder or a device")
         size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(256)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({_why(error)}); check the path") from None
     if size == 0:
         raise UserError(f"{path}: the file is empty (0 bytes); download or export it again")
+    if start.startswith(_LFS_POINTER):
+        found = re.search(rb"^size (\d+)\s*$", start, re.MULTILINE)
+        what = f"a file of {int(found[1]):,} bytes" if found else "a file"
+        raise UserError(
+            f"{path}: is a Git LFS pointer to {what}, not the file itself; get it with "
+            f"'git lfs install' and 'git lfs pull' in its repository, or download {path.name}"
+        )
     return size
 
 
@@ -122,9 +140,10 @@ def write_folder(path: str | Path, files: Mapping[str, bytes]) -> None:
 
 
 def parse_json_object(source: str | Path, data: bytes) -> dict[str, Any]:
-    """``data`` as a JSON object. UserError naming ``source`` if it is anything else.
+    """``data``, UTF-8 with or without a byte order mark, as a JSON object.
 
-    A key that appears twice in one object is refused: readers disagree on which of them counts.
+    UserError naming ``source`` if it is anything else. A key that appears twice in one object is
+    refused: readers disagree on which of them counts.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -136,13 +155,15 @@ def parse_json_object(source: str | Path, data: bytes) -> dict[str, Any]:
         return found
 
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         why = _why(error)
         raise UserError(f"{source}: not valid JSON ({why}); download or export it again") from None
     if not isinstance(value, dict):
         kind = type(value).__name__
-        raise UserError(f"{source}: the JSON holds a {kind}, an object {{...}} is needed")
+        raise UserError(
+            f"{source}: the JSON holds a {kind}, an object {{...}} is needed; download it again"
+        )
     return value
 
 

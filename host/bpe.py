@@ -20,7 +20,7 @@ from typing import Any
 
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.files import parse_json_object, show
-from tokenfabric.host.pretokenize import Step, any_of, compile_step, cut, prepare
+from tokenfabric.host.pretokenize import SPLITS, Step, any_of, compile_step, cut, prepare
 
 VERSION = 1
 MAX_VOCAB = 1 << 20  # as in tokenfabric.core.shape
@@ -41,7 +41,7 @@ _CHAR_TO_BYTE = {char: byte for byte, char in enumerate(_BYTE_TO_CHAR)}
 class Tokenizer:
     """One BPE tokenizer as plain data; build it with load_tokenizer or from_bytes.
 
-    bos: id that begins a text. eos: ids that end one. vocab: number of ids.
+    bos: id that begins a text, None if none does. eos: ids that end one. vocab: number of ids.
     The other fields are the serialised form:
 
     pieces: piece of every id, "" for ids that are unused or only in ``added``. In a byte-level
@@ -50,13 +50,14 @@ class Tokenizer:
     special: ids that decode to nothing. added: [content, id, lstrip, rstrip, normalized] of tokens
     that are cut out of the text before anything else. normalize, split: steps, see Step.
     classes: Unicode categories used by the split regexes. space: what decodes to a space, or "".
-    strip_space: drop the space that the first piece of a text begins with.
+    strip_space: drop the space that the first piece of a text begins with. between: what stands
+    between two pieces when they are shown.
 
     UserError if the fields contradict each other.
     """
 
     pieces: list[str]
-    bos: int
+    bos: int | None
     eos: list[int]
     special: list[int]
     scores: list[float] | None = None
@@ -72,6 +73,7 @@ class Tokenizer:
     classes: dict[str, str] = field(default_factory=dict)
     space: str = ""
     strip_space: bool = False
+    between: str = ""
 
     def __post_init__(self) -> None:
         check(self)
@@ -90,9 +92,16 @@ class Tokenizer:
     # Encoding
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Token ids of ``text``, after ``bos`` if asked for. Never emits any other end marker,
-        except where the text spells out one of the ``added`` tokens."""
-        ids = [self.bos] if bos else []
+        """Token ids of ``text``; with ``bos``, of one that begins here: after the BOS, if the model
+        has one, and only once if the text spells it out. Never emits any other end marker, except
+        where the text spells out one of the ``added`` tokens."""
+        ids = self._encode(text)
+        if bos and self.bos is not None and ids[:1] != [self.bos]:
+            ids.insert(0, self.bos)
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = []
         text = re.sub("[\ud800-\udfff]", "\ufffd", text)
         for start, section in cut(self._added[0], text, 0):
             if isinstance(section, int):
@@ -200,10 +209,11 @@ class Tokenizer:
                 table.append(b"")
             elif self.byte_level and all(char in _CHAR_TO_BYTE for char in piece):
                 table.append(bytes(_CHAR_TO_BYTE[char] for char in piece))
-            elif not self.byte_level and piece in byte_of:
+            elif self.byte_fallback and piece in byte_of:
                 table.append(bytes([byte_of[piece]]))
             else:
-                table.append((piece.replace(self.space, " ") if self.space else piece).encode())
+                shown = piece.replace(self.space, " ") if self.space else piece
+                table.append((self.between + shown).encode())
         return table
 
     # The blob in the model file
@@ -211,6 +221,9 @@ class Tokenizer:
     def to_bytes(self) -> bytes:
         """The tokenizer as versioned JSON in UTF-8; the same tokenizer gives the same bytes."""
         data = {"tokenfabric_tokenizer": VERSION} | asdict(self)
+        for name, usual in _UNWRITTEN.items():
+            if data[name] == usual:
+                del data[name]
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
 
     @classmethod
@@ -225,6 +238,7 @@ class Tokenizer:
                 f"{source}: tokenizer version {show(version)}, this program reads {VERSION}; "
                 "quantize the checkpoint again"
             )
+        found = {**_UNWRITTEN, **found}
         names = {f.name for f in fields(cls)}
         if found.keys() != names:
             wrong = ", ".join(sorted(names ^ found.keys()))
@@ -232,6 +246,10 @@ class Tokenizer:
                 f"{source}: tokenizer fields missing or unknown: {show(wrong)}; quantize again"
             )
         return build(source, found)
+
+
+# Fields that a blob holds only where they say something else: older blobs lack them.
+_UNWRITTEN: dict[str, Any] = {"between": ""}
 
 
 class Decoder:
@@ -266,6 +284,15 @@ def build(source: str | Path, values: dict[str, Any]) -> Tokenizer:
         raise UserError(f"{source}: {why}; use the tokenizer the model came with") from None
 
 
+def check_rows(source: str | Path, tokens: int, vocab: int | None) -> None:
+    """UserError if a tokenizer has more tokens than a checkpoint (None: any) has rows."""
+    if vocab is not None and tokens > vocab:
+        raise UserError(
+            f"{source}: {tokens} tokens, the checkpoint has only {vocab}; "
+            "give the tokenizer the model was trained with"
+        )
+
+
 def check(t: Tokenizer) -> None:
     """UserError unless every field has the type and range that the code relies on."""
 
@@ -282,7 +309,7 @@ def check(t: Tokenizer) -> None:
     need(strings(t.pieces), "pieces are not strings")
     count = len(t.pieces)
     need(1 <= count <= MAX_VOCAB, f"vocabulary of {count} is not from 1 to {MAX_VOCAB}")
-    need(ids([t.bos]), f"bos {show(t.bos)} is not an id below {count}")
+    need(t.bos is None or ids([t.bos]), f"bos {show(t.bos)} is not an id below {count}")
     need(ids(t.eos), f"eos {show(t.eos)} are not ids below {count}")
     need(ids(t.special), f"special tokens {show(t.special)} are not ids below {count}")
     need(t.unk is None or ids([t.unk]), f"unk {show(t.unk)} is not an id below {count}")
@@ -295,6 +322,7 @@ def check(t: Tokenizer) -> None:
     for name in ("byte_level", "byte_fallback", "fuse_unk", "ignore_merges", "strip_space"):
         need(isinstance(getattr(t, name), bool), f"{name} is not true or false")
     need(isinstance(t.space, str), "space is not a string")
+    need(isinstance(t.between, str), "between is not a string")
     classes = t.classes
     named = isinstance(classes, dict) and strings([*classes, *classes.values()])
     need(named, "classes are not strings")
@@ -309,7 +337,7 @@ def check(t: Tokenizer) -> None:
             for form in _STEPS
         )
         need(good, f"step {show(step)} is unknown")
-    need(not any(step[0] == "split" for step in t.normalize), "normalization may not split")
+    need(not any(step[0] in SPLITS for step in t.normalize), "normalization may not split")
 
 
 def _is_str(value: Any) -> bool:
@@ -318,6 +346,7 @@ def _is_str(value: Any) -> bool:
 
 _STEPS: list[list[Any]] = [
     [lambda v: v == "form", lambda v: v in ("NFC", "NFD", "NFKC", "NFKD")],
+    [lambda v: v == "lower"],
     [lambda v: v == "replace", lambda v: _is_str(v) and v, _is_str],
     [
         lambda v: v == "prepend",
@@ -325,5 +354,5 @@ _STEPS: list[list[Any]] = [
         lambda v: v in ("always", "first"),
         lambda v: isinstance(v, bool),
     ],
-    [lambda v: v == "split", _is_str],
+    [lambda v: v in SPLITS, _is_str],
 ]

@@ -13,10 +13,11 @@ from tokenfabric.core.isa import JOB
 from tokenfabric.core.registers import Error, State
 from tokenfabric.host.device import DeviceError, DeviceLost, DeviceTimeout
 
-__all__ = ["Bus", "RegisterDevice"]
+__all__ = ["Bus", "RegisterDevice", "settle"]
 
 HEARTBEAT = 1 << 26  # cycles: a quarter of a second at 300 MHz, a whole one at 65 MHz
 END_SECONDS = 10.0
+STUCK = "the accelerator does not let go of the memory; restart the board"
 
 
 class Bus(Protocol):
@@ -44,6 +45,37 @@ class Bus(Protocol):
 
     def advance(self) -> None:
         """Let some time pass, until ``irq`` at most: wait on a board, step a simulation. Short."""
+
+
+def settle(bus: Bus, deadline: float = END_SECONDS) -> None:
+    """End a run and close the windows: from then on the accelerator leaves all memory alone.
+
+    Needs nothing of the bus but registers and time. Does so for accelerators of ABI 2, too, whose
+    registers as far as JOB_SIZE are the same. DeviceTimeout if bursts stay in flight.
+    """
+    end = time.monotonic() + deadline
+    _until_over(bus, end, again=4)
+    # That a run is over need not mean that its bursts are: ERROR may be a drain that was given up.
+    # A start waits for them, and without windows it ends before it asks for anything.
+    for name in ("JOB_BASE", "JOB_SIZE", "WINDOW_SIZE"):
+        bus.write32(registers.offset(name), 0)
+    bus.write32(registers.offset("CONTROL"), 1)
+    _until_over(bus, end)
+    if bus.read32(registers.offset("ERROR")) & 0xFF != Error.WINDOW:
+        raise DeviceTimeout(STUCK)
+
+
+def _until_over(bus: Bus, end: float, again: int = 0) -> None:
+    """Until no run is under way; ``again``: a command to repeat meanwhile.
+
+    That of ABI 2 hears no command in the first cycles of a run.
+    """
+    while bus.read32(registers.offset("STATUS")) == State.RUNNING:
+        if time.monotonic() > end:
+            raise DeviceTimeout(STUCK)
+        if again:
+            bus.write32(registers.offset("CONTROL"), again)
+        bus.advance()
 
 
 class RegisterDevice:
@@ -168,6 +200,17 @@ class RegisterDevice:
     def _end(self, deadline: float) -> None:
         self._set("CONTROL", 4)
         self.wait(deadline)
+
+    def release(self) -> None:
+        """End a run and close the windows, after which their memory may be given away.
+
+        DeviceTimeout if the accelerator does not let go of it; DeviceLost if it is another
+        program's by now, or gone. The device is of no use then.
+        """
+        self._check_owner()
+        settle(self.bus)
+        self._running = False
+        self._see(1 << 31)  # no interrupt for whom nobody listens
 
     def poll(self) -> tuple[State, int, Error]:
         state = State(self.register("STATUS"))

@@ -16,13 +16,21 @@ from tokenfabric.core.files import show
 
 # What a step of text preparation may be: [name, *arguments].
 #   ["form", "NFC"]                        Unicode normal form
+#   ["lower"]
 #   ["replace", old, new]
 #   ["prepend", text, "always" | "first", only_if_absent]    "first": only where the text begins
 #   ["split", regex]                       matches and what lies between them become words
+#   ["words", regex], ["gaps", regex]      only the matches do, or only what lies between them
 Step = list[Any]
+SPLITS = ("split", "words", "gaps")
 
 # How GPT-2 cuts a text into words.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# What the pre-tokenizer Whitespace takes for a word's characters (Alphabetic, marks, digits,
+# connectors, joiners), and what counts as punctuation; for the inside of a [...].
+WORD = r"\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}"
+WORD += "\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189\u200c\u200d"
+PUNCTUATION = r"!-/:-@\[-`{-~\p{P}"
 # Unicode White_Space. Python's own \s also takes U+001C..1F.
 SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
@@ -32,6 +40,8 @@ def prepare(steps: list[Step], words: list[str], first: bool) -> list[str]:
     for name, *arguments in steps:
         if name == "form":
             words = [unicodedata.normalize(arguments[0], word) for word in words]
+        elif name == "lower":
+            words = ["".join(char.lower() for char in word) for word in words]
         elif name == "replace":
             words = [word.replace(*arguments) for word in words]
         elif name == "prepend":
@@ -45,19 +55,21 @@ def prepare(steps: list[Step], words: list[str], first: bool) -> list[str]:
                 for i, word in enumerate(words)
             ]
         else:
-            words = [part for word in words for part in _split(arguments[0], word)]
+            words = [part for word in words for part in _split(name, arguments[0], word)]
     return words
 
 
-def _split(regex: re.Pattern[str], word: str) -> Iterator[str]:
+def _split(name: str, regex: re.Pattern[str], word: str) -> Iterator[str]:
+    """The parts of a word. Where its beginning is left out there is an empty part, so that the
+    first part is where the word begins."""
     end = 0
     for match in regex.finditer(word):
-        if match.start() > end:
-            yield word[end : match.start()]
-        if match.group():
+        if match.start() > end or (name == "gaps" and match.end() > match.start() == 0):
+            yield "" if name == "words" else word[end : match.start()]
+        if match.group() and name != "gaps":
             yield match.group()
         end = match.end()
-    if end < len(word):
+    if end < len(word) and name != "words":
         yield word[end:]
 
 
@@ -97,7 +109,7 @@ def compile_step(step: Step, classes: dict[str, str]) -> Step:
 
     UserError for constructs whose meaning differs between the two libraries.
     """
-    if step[0] != "split":
+    if step[0] not in SPLITS:
         return step
     pattern = step[1]
 
@@ -147,7 +159,7 @@ def compile_step(step: Step, classes: dict[str, str]) -> Step:
             out.append(char)
         i += taken
     try:
-        return ["split", re.compile("".join(out))]
+        return [step[0], re.compile("".join(out))]
     except (re.error, RecursionError, OverflowError) as error:
         raise unsupported(f"something that Python's re refuses ({error})") from None
 

@@ -12,11 +12,11 @@ import asyncio
 import atexit
 import concurrent.futures
 import os
-import queue
-import threading
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,84 +28,28 @@ from tokenfabric.core.config import PRESETS, FabricConfig, preset
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.image import Image, check_windows
 from tokenfabric.core.registers import State
+from tokenfabric.host.calls import Caller, here, reason
 from tokenfabric.host.device import DeviceLost, DeviceTimeout
-from tokenfabric.host.driver import RegisterDevice
+from tokenfabric.host.driver import RegisterDevice, settle
 
-__all__ = ["Board", "Caller", "PynqBus", "TokenFabricIP"]
+__all__ = ["Board", "PynqBus", "TokenFabricIP"]
 
 ANSWER_SECONDS = 20.0  # for one call of a remote board, unless the user says otherwise
-SLOWEST = 1e6  # bytes per second of its network
 POLL_SECONDS = 0.001
 INTERRUPT_SECONDS = 0.1  # then the registers are looked at
 ADDRESS_LIMIT = 1 << 32  # the memory ports have 32 address bits
+HEARTBEAT_SECONDS = 0.5  # of a program that is dead, the accelerator goes on for so long
+FLAGS = "/sys/class/fpga_manager/fpga0/flags"
+KERNEL_FLAGS = 0xFFFF  # all that the kernel knows is among these
+PORT_BYTES = 4096  # of registers
 MIB = 1 << 20
+_kept: list[Any] = []  # buffers that are not safe to free
 
 
 class TokenFabricIP(pynq.DefaultIP):
     """What pynq binds to our IP; ``register_map`` has all registers with their fields."""
 
     bindto = [VLNV]  # noqa: RUF012  pynq reads a list
-
-
-class Caller:
-    """Makes the calls of a remote board in a thread of its own, so that each has a deadline.
-
-    A call that fails raises DeviceLost. One that does not return within ``deadline`` seconds does,
-    too, and ends the connection with ``hang_up``; every later call then raises the same at once.
-    """
-
-    def __init__(self, name: str, deadline: float, hang_up: Callable[[], None]):
-        self.name, self.deadline, self._hang_up = name, deadline, hang_up
-        self._lost = ""
-        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=self._work, daemon=True, name=name).start()
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            function, arguments, answer = call
-            try:
-                answer.put((function(*arguments), None))
-            except BaseException as error:  # whatever it is, the caller must get it
-                answer.put((None, error))
-
-    def __call__(self, function: Callable, *arguments: Any, moved: int = 0) -> Any:
-        """``function(*arguments)``; ``moved``: bytes that it moves."""
-        if self._lost:
-            raise DeviceLost(self._lost)
-        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._calls.put((function, arguments, answer))
-        seconds = self.deadline + moved / SLOWEST
-        try:
-            result, error = answer.get(timeout=seconds)
-        except queue.Empty:
-            self._lost = (
-                f"{self.name} has not answered for {seconds:g} s; check its power and its "
-                "network, then open it again"
-            )
-            self._hang_up()  # or the thread would wait in there for ever, even when Python ends
-            raise DeviceLost(self._lost) from None
-        if error is None:
-            return result
-        gone = hasattr(error, "code")  # an error of gRPC; else the board said what is wrong
-        what = f"does not answer any more ({_reason(error)})" if gone else f"says: {_reason(error)}"
-        raise DeviceLost(f"{self.name} {what}; open it again") from error
-
-    def close(self) -> None:
-        """Ends the thread after the calls that wait."""
-        self._lost = self._lost or f"{self.name} has been closed; open it again"
-        self._calls.put(None)
-
-
-def _here(function: Callable, *arguments: Any, moved: int = 0) -> Any:
-    """The Caller of a board that this program runs on: a call cannot get lost."""
-    return function(*arguments)
-
-
-def _reason(error: BaseException) -> str:
-    """One line. Errors of gRPC print many; their ``details()`` is one."""
-    details = getattr(error, "details", None)
-    text = str(details() if callable(details) else error) or type(error).__name__
-    return text.splitlines()[0]
 
 
 class PynqBus:
@@ -115,10 +59,10 @@ class PynqBus:
     memory, or none that the ports can address.
     """
 
-    def __init__(self, ip: Any, sizes: Sequence[int], call: Callable = _here):
+    def __init__(self, ip: Any, sizes: Sequence[int], call: Callable = here):
         self._ip, self._call = ip, call
         # PYNQ cannot wait for the interrupts of a remote board.
-        self._interrupt = getattr(ip, "irq", None) if call is _here else None
+        self._interrupt = getattr(ip, "irq", None) if call is here else None
         self._loop = _event_loop() if self._interrupt is not None else None
         self._buffers: list[Any] = []
         self._closed = False
@@ -193,27 +137,73 @@ class PynqBus:
         if self._interrupt is None or not _wait(self._interrupt, self._loop):
             time.sleep(POLL_SECONDS)
 
-    def close(self) -> None:
-        """Give the buffers back. That a board is gone does not matter any more."""
+    def close(self, *, keep: bool = False) -> None:
+        """Give the buffers back. That a board is gone does not matter any more.
+
+        keep: do not, because the accelerator may yet write to them.
+        """
         self._closed, self._memory = True, []
-        buffers, self._buffers = self._buffers, []
-        for buffer in buffers:
+        while self._buffers:  # what an interruption leaves, the next call frees
+            buffer = self._buffers[-1]
             try:
-                self._call(buffer.freebuffer)
+                if not keep:
+                    self._call(buffer.freebuffer)
             except DeviceLost:
-                buffer.freed = True  # or its destructor calls, too
+                keep = True
+            if keep:
+                buffer.freed = True  # or its destructor does it
+                _kept.append(buffer)
+            self._buffers.pop()
+
+
+def _read_file(device: Any, path: str) -> str:
+    """A file of the board's; empty if it has none."""
+    try:
+        if device.capabilities.get("REMOTE"):
+            return device.read_file(path).decode()
+        return Path(path).read_text(encoding="ascii")
+    except Exception:  # every kind of board has its own ways to fail
+        return ""
+
+
+def _write_file(device: Any, path: str, text: str) -> None:
+    if device.capabilities.get("REMOTE"):
+        device.write_file(path, text.encode())
+    else:
+        Path(path).write_text(text, encoding="ascii")
+
+
+# Whether one of our accelerators is in the fabric cannot be found out by reading: where nothing
+# answers, a Zynq hangs. What PYNQ keeps about the last bitstream does not tell either: its files
+# outlive a power cycle, are written before the fabric is, or without, and those about a remote
+# board lie with each of its users. But before every download, full or partial, PYNQ writes the
+# flags of the kernel's FPGA manager, which are 0 after power-up. So the driver, when it has seen
+# its accelerator answer, leaves the address of the control port in them, of which the kernel
+# knows no bit: it is the mark of a fabric that nobody has programmed since.
+
+
+def _mark(device: Any, address: int) -> None:
+    with suppress(Exception):  # then it is as if another had programmed the board
+        if not address & KERNEL_FLAGS:
+            _write_file(device, FLAGS, f"{address:x}")
+
+
+def _marked(device: Any) -> int | None:
+    """The address of the control port of ours that is in the fabric, as far as is known."""
+    try:
+        flags = int(_read_file(device, FLAGS), 16)
+    except ValueError:
+        return None
+    return flags if flags > KERNEL_FLAGS and not flags & KERNEL_FLAGS else None
 
 
 def _cma(device: Any) -> tuple[int, int] | None:
     """MiB of contiguous memory that are free, and in all."""
     try:
-        if device.capabilities.get("REMOTE"):
-            text = device.read_file("/proc/meminfo").decode()
-        else:
-            text = Path("/proc/meminfo").read_text(encoding="ascii")
-        values = dict(line.split(":") for line in text.splitlines())
+        lines = _read_file(device, "/proc/meminfo").splitlines()
+        values = dict(line.split(":") for line in lines)
         free, total = (int(values[name].split()[0]) >> 10 for name in ("CmaFree", "CmaTotal"))
-    except Exception:  # it is only a hint, and every kind of board has its own ways to fail
+    except (KeyError, ValueError):  # it is only a hint
         return None
     return free, total
 
@@ -259,13 +249,15 @@ class Board:
 
     bitfile: the .bit; its .hwh stands beside it. address: of a remote board, as it would stand in
     PYNQ_REMOTE_DEVICES; by default the board that PYNQ finds. download: program the board (False:
-    it is already programmed, by this file). preset: of the accelerator, if it is not one of ours;
-    ``config`` is found by the fingerprint. deadline: seconds that a remote board may take for an
-    answer. UserError for no board, a missing or wrong bitstream, a map that is not this version's,
-    an accelerator that is busy; DeviceLost if the board is gone, then and later.
+    it is already programmed, by this file). take: whatever another program is doing with it; that
+    program then gets a DeviceLost. preset: of the accelerator, if it is not one of ours; ``config``
+    is found by the fingerprint. deadline: seconds that a remote board may take for an answer.
+    UserError for no board, a missing or wrong bitstream, a map that is not this version's, an
+    accelerator that is busy; DeviceLost if the board is gone, then and later; DeviceTimeout if the
+    one in the fabric has bursts in flight that do not end.
 
-    Who opens a board with ``download`` takes it, whatever another program is doing with it; that
-    program gets a DeviceLost.
+    A run is ended before its fabric is programmed, if this driver opened the board that it is on:
+    programming does not reset the processor's ports, and what it cuts off is theirs for ever.
     """
 
     def __init__(
@@ -274,6 +266,7 @@ class Board:
         *,
         address: str | None = None,
         download: bool = True,
+        take: bool = True,
         preset: str | None = None,
         deadline: float = ANSWER_SECONDS,
     ):
@@ -284,7 +277,7 @@ class Board:
         device = _find_device(address)
         self.remote = bool(device.capabilities.get("REMOTE"))
         self.name = f"the board at {device.ip_addr}" if self.remote else "this board"
-        self._call: Callable = _here
+        self._call: Callable = here
         self.title = str(device.name)  # a virtual one says that it is
         self._held: tuple[RegisterDevice, PynqBus] | None = None
         if self.remote:
@@ -293,19 +286,36 @@ class Board:
             device.gen_cache = lambda *_, **__: None
         atexit.register(self.close)
         try:
+            if download:
+                self._quieten(device, take)
             self.overlay = self._load(path, download, device)
-            self.ip = self._find(path)
-            self._check_map(path)
-            bus = PynqBus(self.ip, (), self._call)
-            self._read = lambda name: bus.read32(registers.offset(name))
-            self.config = self._identify(preset)
-            self._check_idle()
+            self.ip, place = self._find(path)
+            self._bus = PynqBus(self.ip, (), self._call)
+            self.config = self._identify(path, preset)
+            self._call(_mark, device, place)
+            self._check_idle(self._bus)
         except BaseException:
             self.close()
             raise
 
     def __repr__(self) -> str:
         return f"<Board {self.title}, accelerator {self.config.name}>"
+
+    def _quieten(self, device: Any, take: bool) -> None:
+        """End the run of the accelerator that is in the fabric, as far as one is known to be."""
+        address = self._call(_marked, device)
+        if address is None:
+            return
+        port = self._call(lambda: pynq.MMIO(address, PORT_BYTES, device=device))
+        bus = PynqBus(port, (), self._call)
+        try:
+            if bus.read32(registers.offset("IDENT")) != registers.IDENT:
+                return
+        except DeviceLost:  # nothing answers there; or nothing at all, which the next call says
+            return
+        if not take:
+            self._check_idle(bus)
+        settle(bus)
 
     def _load(self, path: Path, download: bool, device: Any) -> Any:
         """The overlay. What pynq raises says little; whether the board is gone is asked again."""
@@ -318,14 +328,14 @@ class Board:
         except Exception as error:
             if self.remote:
                 self._call(device.exists_file, "/proc/version")
-            why = _reason(error.__cause__ or error)
+            why = reason(error.__cause__ or error)
             raise UserError(f"{path}: PYNQ cannot load it ({why}); build it again") from None
 
-    def _find(self, path: Path) -> Any:
-        kinds = {name: entry["type"] for name, entry in self.overlay.ip_dict.items()}
-        for name, kind in kinds.items():
-            if kind == VLNV:
-                return self._call(getattr, self.overlay, name)
+    def _find(self, path: Path) -> tuple[Any, int]:
+        """The accelerator and where its control port is."""
+        for name, entry in self.overlay.ip_dict.items():
+            if entry["type"] == VLNV:
+                return self._call(getattr, self.overlay, name), int(entry["phys_addr"])
         raise UserError(f"{path}: holds no {VLNV}; give a bitstream of this version of tokenfabric")
 
     def _check_map(self, path: Path) -> None:
@@ -340,12 +350,21 @@ class Board:
                     "is, delete pynq/pl_server/_current_metadata.pkl"
                 )
 
-    def _identify(self, name: str | None) -> FabricConfig:
-        found = f"{self._read('FINGERPRINT_HI') << 32 | self._read('FINGERPRINT_LO'):016x}"
+    def _read(self, name: str) -> int:
+        return self._bus.read32(registers.offset(name))
+
+    def _identify(self, path: Path, name: str | None) -> FabricConfig:
         if self._read("IDENT") != registers.IDENT:
             raise UserError(
                 "the board is not programmed with this bitstream; open with download=True"
             )
+        if (abi := self._read("ABI")) != registers.ABI_VERSION:
+            raise UserError(
+                f"{path}: has an accelerator of ABI version {abi}, this software has "
+                f"{registers.ABI_VERSION}; build it again with 'tokenfabric bitstream'"
+            )
+        self._check_map(path)
+        found = f"{self._read('FINGERPRINT_HI') << 32 | self._read('FINGERPRINT_LO'):016x}"
         for config in PRESETS.values() if name is None else [preset(name)]:
             if config.fingerprint == found:
                 return config
@@ -354,8 +373,8 @@ class Board:
             "the bitstream with the version of tokenfabric that you run, or name its preset file"
         )
 
-    def _check_idle(self) -> None:
-        if self._read("STATUS") == State.RUNNING:
+    def _check_idle(self, bus: PynqBus) -> None:
+        if bus.read32(registers.offset("STATUS")) == State.RUNNING:
             raise UserError(
                 "the accelerator is at work for another program; wait for its end, or end it by "
                 "opening the board with download=True"
@@ -375,38 +394,56 @@ class Board:
         """MiB of contiguous memory: free, and in all; None if the board does not say."""
         return self._call(_cma, self.ip.device)
 
-    def device(self, image: Image, dumped_logits: int = 0) -> RegisterDevice:
-        """A device with memory for the image; it takes the place of the one before. UserError for
-        more than the board has."""
+    def device(
+        self, image: Image, dumped_logits: int = 0, *, heartbeat: int | None = None
+    ) -> RegisterDevice:
+        """A device with memory for the image; it takes the place of the one before.
+
+        heartbeat: of :class:`RegisterDevice`, by default HEARTBEAT_SECONDS. UserError for more
+        memory than the board has; DeviceTimeout if the accelerator does not let go of the memory
+        before.
+        """
         sizes = image.memory(dumped_logits)
         check_windows(self.config, sizes)
         self._release()
-        self._check_idle()
+        self._check_idle(self._bus)
+        if heartbeat is None:
+            heartbeat = round(HEARTBEAT_SECONDS * self.config.clock_mhz * 1e6)
         bus = PynqBus(self.ip, sizes, self._call)
         try:
-            device = RegisterDevice(bus)
+            device = RegisterDevice(bus, heartbeat=heartbeat)
         except BaseException:
-            bus.close()
+            bus.close()  # no run has begun in it
             raise
         self._held = device, bus
         return device
 
     def _release(self) -> None:
-        """End what is running, and only then give its memory back."""
+        """End what is running, and only when nothing is in flight give its memory back."""
         if self._held is None:
             return
-        (device, bus), self._held = self._held, None
+        device, bus = self._held
         try:
-            device.reset()
-        except (DeviceLost, DeviceTimeout):
+            device.release()
+        except DeviceLost:  # the board is gone, or it is another program's, which has ended the run
             pass
-        finally:
-            bus.close()
+        except DeviceTimeout:
+            bus.close(keep=True)
+            self._held = None
+            raise
+        bus.close()
+        self._held = None
 
     def close(self) -> None:
-        """End the run, free the buffers. The bitstream stays."""
+        """End the run, free the buffers. The bitstream stays.
+
+        Memory that the accelerator does not let go of stays allocated; a line on stderr says so.
+        """
+        try:
+            self._release()
+        except DeviceTimeout as error:
+            print(f"tokenfabric: its memory stays allocated: {error}", file=sys.stderr)
         atexit.unregister(self.close)
-        self._release()
         if isinstance(self._call, Caller):
             self._call.close()
 
@@ -431,7 +468,7 @@ def _find_device(address: str | None) -> Any:
     except Exception as error:
         where = f"at {address}" if address else "here (PYNQ_REMOTE_DEVICES is not set)"
         raise UserError(
-            f"no board {where}: {_reason(error)}; check its address and that it has started, or "
+            f"no board {where}: {reason(error)}; check its address and that it has started, or "
             "run one with 'tokenfabric board kv260'"
         ) from None
     pynq.Device.active_device = device

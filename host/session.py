@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
+from tokenfabric.core import exact
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.image import Image
 from tokenfabric.core.isa import DESCRIPTOR, DESCRIPTOR_WORDS, ROW, ROW_WORDS, RowFlag
@@ -56,14 +57,12 @@ class Sampler:
             raise UserError(f"seed {self.seed} is negative; give 0 or more")
 
     def choose(self, logits: np.ndarray, rng: np.random.Generator) -> int:
-        """One token from float logits [vocab]."""
+        """One token from float64 logits [vocab]; the same on every machine."""
         order = np.argsort(-logits, kind="stable")  # by logits: probabilities round to equal ones
-        with np.errstate(over="ignore"):  # next to no temperature: all but the best are -inf
-            p = np.exp((logits[order] - logits[order[0]]) / self.temperature)
-        p /= p.sum()
-        keep = len(p) if self.top_k == 0 else min(self.top_k, len(p))
-        keep = min(keep, int(np.searchsorted(np.cumsum(p), self.top_p)) + 1)
-        return int(order[rng.choice(keep, p=p[:keep] / p[:keep].sum())])
+        ends = np.cumsum(exact.likelihoods(logits[order], self.temperature))
+        keep = len(ends) if self.top_k == 0 else min(self.top_k, len(ends))
+        keep = min(keep, int(np.searchsorted(ends, self.top_p * ends[-1])) + 1)
+        return int(order[exact.pick(ends[:keep], exact.uniforms(rng, 1))[0]])
 
 
 @dataclass

@@ -19,7 +19,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tokenfabric.core.errors import UserError
-from tokenfabric.host.bpe import Decoder, Tokenizer
+from tokenfabric.host.bpe import Decoder, Tokenizer, check_rows
 from tokenfabric.host.tokenizer_hf import load_hf
 from tokenfabric.host.tokenizer_llama2c import load_llama2c
 
@@ -29,33 +29,33 @@ __all__ = ["Decoder", "Tokenizer", "find_tokenizer", "load_tokenizer"]
 def load_tokenizer(path: str | Path, vocab: int | None = None) -> Tokenizer:
     """Read a tokenizer.bin of llama2.c, a tokenizer.json, or the Hugging Face folder of one.
 
-    BOS and EOS of a tokenizer.json come from generation_config.json, config.json and
-    tokenizer_config.json beside it. ``vocab``: the checkpoint's vocabulary, which the tokenizer
-    must fit. UserError, one line, for files that are damaged or of a kind not supported.
+    BOS and EOS of a tokenizer.json: see ``tokenizer_hf.py``. ``vocab``: rows of the checkpoint's
+    embedding, which the tokenizer must fit: it may have fewer tokens (rows of padding are usual),
+    and tokens that were added without a row are left out. UserError, one line, for files that are
+    damaged or of a kind not supported.
     """
-    path = Path(path)
-    if path.is_dir():
-        if not (path / "tokenizer.json").exists() and (path / "tokenizer.model").exists():
-            raise UserError(
-                f"{path}: tokenizer.model is not read, only tokenizer.json; convert it with "
-                "transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-            )
-        path = path / "tokenizer.json"
+    path = _file(Path(path))
     if path.suffix == ".json":
-        tokenizer = load_hf(path)
-    else:
-        tokenizer = load_llama2c(path)
-        if vocab is not None and tokenizer.vocab < vocab:
-            raise UserError(
-                f"{path}: {tokenizer.vocab} tokens, the checkpoint has {vocab}; "
-                "give the tokenizer the model was trained with"
-            )
-    if vocab is not None and tokenizer.vocab > vocab:
-        raise UserError(
-            f"{path}: {tokenizer.vocab} tokens, the checkpoint has only {vocab}; "
-            "give the tokenizer the model was trained with"
-        )
+        return load_hf(path, vocab)
+    tokenizer = load_llama2c(path)
+    check_rows(path, tokenizer.vocab, vocab)
     return tokenizer
+
+
+def _file(path: Path) -> Path:
+    """The tokenizer's own file, ``path`` or in that folder."""
+    if not path.is_dir():
+        return path
+    file = path / "tokenizer.json"
+    if not file.exists() and not file.is_symlink():
+        for name in ("tokenizer.model", "vocab.json"):
+            if (path / name).exists():
+                raise UserError(
+                    f"{path}: {name} is not read, only tokenizer.json; convert it with "
+                    "transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+                )
+        raise UserError(f"{file}: no such file; download it, too, or give --tokenizer FILE")
+    return file
 
 
 def find_tokenizer(checkpoint: str | Path, vocab: int) -> Path:

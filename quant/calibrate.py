@@ -1,26 +1,31 @@
 """What the quantizer has to know about a model's activations: ranges, means, second moments.
 
 Calibration texts are sampled from the float model itself, so no data set is needed, or are given.
+All of it is the same on every machine, as the model files are that come of it: see core/exact.py.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenfabric.core import exact
 from tokenfabric.core.errors import UserError
 from tokenfabric.quant.checkpoint import Checkpoint
-from tokenfabric.quant.float_model import forward, sample_texts
+from tokenfabric.quant.float_model import FloatModel, forward, sample_texts
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 TEXTS = 64  # sampled texts and their length
 TEXT_TOKENS = 256
-ACTIVATION_LIMIT = 2.0**40  # no sound model comes near; float32 can still square it
+SAMPLING_WORK = 4 * 10**12  # tokens times weights: some minutes
+FEWEST_TEXTS = 8
+ACTIVATION_LIMIT = 2.0**40  # no sound model comes near; float32 still holds its products
 KEPT_TEXTS = 16  # whose q and k are kept, for what cannot be computed on the fly
 
 
@@ -58,11 +63,20 @@ class Stats:
 
 
 def calibration_tokens(
-    checkpoint: Checkpoint, bos: int, eos: Iterable[int], seed: int = 0
+    checkpoint: Checkpoint,
+    bos: int | None,
+    eos: Iterable[int],
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> list[npt.NDArray[np.int64]]:
-    """The default calibration texts: sampled from the model, the same for the same seed."""
-    length = min(TEXT_TOKENS, checkpoint.shape.context)
-    return list(sample_texts(checkpoint, bos, eos, TEXTS, length, seed))
+    """The default calibration texts: sampled from the model, the same for the same seed.
+
+    TEXTS of them or, so that it takes minutes and not hours, fewer for a model of more weights.
+    """
+    length = min(TEXT_TOKENS, checkpoint.shape.context - (bos is None))
+    affordable = SAMPLING_WORK // (length * checkpoint.shape.parameters)
+    count = max(FEWEST_TEXTS, min(TEXTS, affordable))
+    return list(sample_texts(checkpoint, bos, eos, count, length, seed, progress=progress))
 
 
 def calibrate(
@@ -84,8 +98,6 @@ def calibrate(
 
     def trace(name: str, x: Array) -> None:
         kind = name.rpartition(".")[2]
-        if kind == "scores":
-            return
         reached = float(np.abs(x).max())
         if not reached < ACTIVATION_LIMIT:  # NaN, too
             raise UserError(
@@ -94,20 +106,21 @@ def calibrate(
             )
         largest[name] = max(largest.get(name, 0.0), reached)
         if kind in ("q", "k"):
-            peak(name, np.hypot(x[..., 0::2], x[..., 1::2]))
+            even, odd = x[..., 0::2], x[..., 1::2]
+            peak(name, np.sqrt(even * even + odd * odd))
             if n < KEPT_TEXTS:
                 kept.setdefault(name, []).append(x)
         if kind == "v":
             peak(name, np.abs(x).max(axis=-1))
         if kind == "k":
-            sums[name] = sums.get(name, 0) + x.sum(axis=0, dtype=np.float64)
+            sums[name] = sums.get(name, 0) + exact.sum_of(x, 0)[0]
         if kind in inputs or kind == "final_norm":
-            sums[name] = sums.get(name, 0) + x.T @ x
+            sums[name] = sums.get(name, 0) + exact.moment(x)
 
-    tokens = sum(len(sequence) for sequence in sequences)
+    model, tokens = FloatModel(checkpoint), sum(len(sequence) for sequence in sequences)
     for n, sequence in enumerate(sequences):
         with np.errstate(over="ignore", invalid="ignore"):  # trace refuses what comes of it
-            forward(checkpoint, sequence, trace=trace)
+            forward(model, sequence, trace=trace, scores=False)
         if progress is not None:
             progress("calibrating", n + 1, len(sequences))
 
@@ -134,7 +147,7 @@ def _largest_score(q: Array, k: Array) -> float:
     """Largest causal |q.k| / sqrt(head_dim); q [T, heads, head_dim], k [T, kv_heads, head_dim]."""
     count, kv_heads, head_dim = k.shape
     grouped = q.swapaxes(0, 1).reshape(kv_heads, -1, count, head_dim)
-    scores = grouped @ k.transpose(1, 2, 0)[:, None] / np.sqrt(head_dim)
+    scores = exact.product(grouped, k.swapaxes(0, 1)[:, None]) / math.sqrt(head_dim)
     return float(np.abs(np.where(np.tri(count, dtype=bool), scores, 0)).max())
 
 
@@ -149,18 +162,19 @@ def pair_scales(q: Array, k: Array, steps: int = 50) -> Array:
     geometric mean 1. q [N, heads, head_dim]; k [N, kv_heads, head_dim], its mean subtracted.
     """
     count, kv_heads, head_dim = k.shape
-    size = np.abs(k).reshape(count, kv_heads, head_dim // 2, 2).max(axis=-1).astype(np.float64)
-    power = np.square(q, dtype=np.float64).mean(axis=0)
-    power = power.reshape(kv_heads, -1, head_dim // 2, 2).sum(axis=(1, 3))
+    size = np.abs(k).reshape(count, kv_heads, head_dim // 2, 2).max(axis=-1)
+    power = exact.sum_of(q * q, 0) / count
+    power = exact.sum_of(power.reshape(kv_heads, -1, head_dim // 2, 2), (1, 3))[:, 0, :, 0]
     log = np.zeros(power.shape)
     best, least = log, np.full((kv_heads, 1), np.inf)
     for step in range(steps):
-        scaled, weight = size * np.exp(log), power * np.exp(-2 * log)
+        scaled, weight = size * exact.exp(log), power * exact.exp(-2 * log)
         amax = scaled.max(axis=-1, keepdims=True)
-        error = np.square(amax).mean(axis=0) * weight.sum(axis=-1, keepdims=True)
+        total = exact.sum_of(weight)
+        error = exact.sum_of(amax * amax, 0)[0] / count * total
         best, least = np.where(error < least, log, best), np.minimum(error, least)
-        share = np.where(scaled == amax, amax**2, 0).sum(axis=0)
-        share /= np.maximum(share.sum(axis=-1, keepdims=True), 1e-300)
-        weight /= np.maximum(weight.sum(axis=-1, keepdims=True), 1e-300)
+        share = exact.sum_of(np.where(scaled == amax, amax * amax, 0), 0)[0]
+        share /= np.maximum(exact.sum_of(share), 1e-300)
+        weight /= np.maximum(total, 1e-300)
         log = log + (1 - step / steps) * (weight - share)
-    return np.exp(best - best.mean(axis=-1, keepdims=True))
+    return exact.exp(best - exact.sum_of(best) / best.shape[-1])

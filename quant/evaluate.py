@@ -23,7 +23,7 @@ class Encoder(Protocol):
     """What is needed of a tokenizer."""
 
     vocab: int
-    bos: int
+    bos: int | None
     eos: list[int]
 
     def encode(self, text: str) -> list[int]: ...
@@ -32,10 +32,27 @@ class Encoder(Protocol):
 def read_sequences(
     path: str | Path, tokenizer: Encoder, vocab: int, context: int
 ) -> list[npt.NDArray[np.int64]]:
-    """One text a line, as BOS and its tokens, cut at MAX_TOKENS and the context.
+    """One text a line, as its tokens (after the BOS, if the tokenizer has one), cut at MAX_TOKENS
+    and the context.
 
-    Empty lines are skipped. UserError for a file that is not text or holds none.
+    Lines that give no tokens are skipped. UserError for a file that is not text or holds none.
     """
+    found = []
+    for number, line in read_lines(path):
+        ids = np.array(tokenizer.encode(line)[: min(MAX_TOKENS, context)], np.int64)
+        if not len(ids):
+            continue
+        if ids.min() < 0 or ids.max() >= vocab:
+            raise UserError(
+                f"{path}: line {number} has token {max(ids.max(), -ids.min())}, the model's "
+                f"vocabulary has {vocab}; use the tokenizer of the checkpoint"
+            )
+        found.append(ids)
+    return found
+
+
+def read_lines(path: str | Path) -> list[tuple[int, str]]:
+    """The lines of a text file that are not empty, with their numbers; UserError as above."""
     path = Path(path)
     try:
         text = read_bytes(path).decode("utf-8")
@@ -43,18 +60,8 @@ def read_sequences(
         raise UserError(
             f"{path}: byte {error.start} is not UTF-8; give a text file, one text a line"
         ) from None
-    found = []
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
-        line = line.strip()
-        if not line:
-            continue
-        ids = np.array(tokenizer.encode(line)[: min(MAX_TOKENS, context)], np.int64)
-        if ids.min() < 0 or ids.max() >= vocab:
-            raise UserError(
-                f"{path}: line {number} has token {max(ids.max(), -ids.min())}, the model's "
-                f"vocabulary has {vocab}; use the tokenizer of the checkpoint"
-            )
-        found.append(ids)
+    lines = enumerate(text.removeprefix("\ufeff").split("\n"), start=1)
+    found = [(number, line.strip()) for number, line in lines if line.strip()]
     if not found:
         raise UserError(f"{path}: the file holds no text; give one text a line")
     return found

@@ -37,6 +37,8 @@ _SCALARS = {  # name: smallest and largest value
     "glu_shift": (0, 63),
     "tokenizer_bytes": (0, 1 << 30),
 } | {f"{name}frac": (-64, 64) for name in ("", "q_", "k_", "up_", "h_", "res_", "logits_")}
+# Fields of the shape that a file holds only where they say something else: older files lack them.
+_UNWRITTEN: dict[str, Any] = {"arch": LLAMA.name, "rope_scale": ()}
 _NORM_SCALARS = ("in_shift", "eps", "out_shift", "frac")
 _LAYER_SCALARS = tuple(
     "score_shift score_align glu_align glu_shift q_frac k_frac up_frac h_frac".split()
@@ -121,8 +123,9 @@ def write_model(path: str | Path, model: QModel) -> None:
         parts += [data, bytes(round_up(len(data), ALIGN) - len(data))]
         offset += round_up(len(data), ALIGN)
     shape = asdict(model.shape)
-    if shape["arch"] == LLAMA.name:  # as files have been written that know of no other
-        del shape["arch"]
+    for name, usual in _UNWRITTEN.items():
+        if shape[name] == usual:
+            del shape[name]
     header: dict[str, Any] = {"recipe": model.recipe, "shape": shape}
     header |= {"model": _scalars(model), "tensors": entries}
     write_container(path, MAGIC, header, parts)
@@ -160,11 +163,13 @@ def _integers(where: str, found: Any, names: tuple[str, ...]) -> dict[str, int]:
 
 
 def _shape(found: Any) -> ModelShape:
-    """Of the header; without ``arch`` it is a Llama's."""
-    names = tuple(ModelShape.__dataclass_fields__)
-    if isinstance(found, dict) and "arch" not in found:
-        names = tuple(name for name in names if name != "arch")
-    shape = ModelShape(**_section("shape", found, names))
+    """Of the header."""
+    if isinstance(found, dict):
+        found = {**_UNWRITTEN, **found}
+    fields = _section("shape", found, tuple(ModelShape.__dataclass_fields__))
+    if isinstance(fields["rope_scale"], list):  # JSON knows no tuples
+        fields["rope_scale"] = tuple(fields["rope_scale"])
+    shape = ModelShape(**fields)
     shape.check_hardware()
     return shape
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenfabric.core import ops
+from tokenfabric.core import exact, ops
 from tokenfabric.core.arch import Attention, FeedForward, Matrix
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.fixed import int_limits, saturate
@@ -35,7 +35,7 @@ Trace = Callable[[str, Array], None]
 
 def q_factor(head_dim: int) -> float:
     """What q is multiplied by beyond the float model's: see :mod:`tokenfabric.quant.qmodel`."""
-    return math.log2(math.e) / (127 * math.sqrt(head_dim))
+    return exact.LOG2_E / (127 * math.sqrt(head_dim))
 
 
 def scaled_multipliers(real: npt.ArrayLike) -> tuple[Array, int]:
@@ -47,7 +47,7 @@ def scaled_multipliers(real: npt.ArrayLike) -> tuple[Array, int]:
     real = np.asarray(real, np.float64)
     largest = float(real.max(initial=0))
     assert real.min(initial=0) >= 0 and largest < 65535.5, f"no multiplier for {largest}"
-    shift = 63 if largest == 0 else int(np.clip(15 - math.floor(math.log2(largest)), 0, 63))
+    shift = 63 if largest == 0 else int(np.clip(15 - exact.floor_log2(largest), 0, 63))
     if shift > 0 and round(largest * 2.0**shift) > 65535:  # just below a power of two
         shift -= 1
     return np.minimum(np.round(real * 2.0**shift), 65535).astype(np.uint16), shift
@@ -263,7 +263,8 @@ class _Run:
     ) -> None:
         s = model.shape
         self.shape, self.count, self.trace, self.saturations = s, count, trace, saturations
-        self.table = ops.rope_table(np.arange(count), s.head_dim, s.rope_theta)[:, None]
+        table = ops.rope_table(np.arange(count), s.head_dim, s.rope_theta, s.rope_scale)
+        self.table = table[:, None]
         self.causal = np.tri(count, dtype=bool)
 
     def note(self, name: str, x: Array) -> Array:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from tokenfabric.core import ops
+from tokenfabric.core import exact, ops
 from tokenfabric.core.arch import Attention, FeedForward
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.files import show
@@ -45,6 +45,12 @@ GPTQ_DAMP = 0.01
 GPTQ_BLOCK = 64
 
 
+def check_recipe(name: str) -> None:
+    """UserError for one that is not in RECIPES."""
+    if name not in RECIPES:
+        raise UserError(f"no recipe is called {show(name)}; use one of {', '.join(RECIPES)}")
+
+
 class Words(Encoder, Protocol):
     """What is needed of a tokenizer."""
 
@@ -68,8 +74,7 @@ def quantize_checkpoint(
     """
     shape = checkpoint.shape
     shape.check_hardware()
-    if recipe not in RECIPES:
-        raise UserError(f"no recipe is called {show(recipe)}; use one of {', '.join(RECIPES)}")
+    check_recipe(recipe)
     if tokenizer.vocab > shape.vocab:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab} tokens, the checkpoint {shape.vocab}; "
@@ -78,9 +83,7 @@ def quantize_checkpoint(
     if calibration is not None:
         sequences = read_sequences(calibration, tokenizer, shape.vocab, shape.context)
     else:
-        if progress is not None:
-            progress("sampling texts", 0, 0)
-        sequences = calibration_tokens(checkpoint, tokenizer.bos, tokenizer.eos, seed)
+        sequences = calibration_tokens(checkpoint, tokenizer.bos, tokenizer.eos, seed, progress)
     stats = calibrate(checkpoint, sequences, progress)
     model = quantize(checkpoint, stats, recipe, progress)
     model.tokenizer = tokenizer.to_bytes()
@@ -192,7 +195,7 @@ def _quantize_attention(
     q_max = float((its.q_max * k_scale).max()) * q_factor(s.head_dim)
     q_frac = binary_point(q_max, ops.ACT_BITS)
     k_frac = binary_point(float((its.k_max / k_scale).max()), ops.ACT_BITS)
-    score_frac = binary_point(its.score_max * math.log2(math.e), ops.ACT_BITS)
+    score_frac = binary_point(its.score_max * exact.LOG2_E, ops.ACT_BITS)
     score_frac = int(np.clip(score_frac, 0, min(ops.EXP_FRAC, q_frac + k_frac)))
     k_mean = saturate(np.round(its.k_mean / k_divisor * 2.0**k_frac), ops.ACT_BITS)
 
@@ -256,24 +259,26 @@ def binary_point(largest: float, bits: int) -> int:
     """Most fraction bits with which ``largest`` and HEADROOM fit a signed integer of ``bits``."""
     if largest <= 0:
         return FRAC_LIMIT
-    return min(FRAC_LIMIT, math.floor(bits - 1 - HEADROOM - math.log2(largest)))
+    magnitude, exponent = math.frexp(largest)
+    ceil_log2 = exponent - (magnitude == 0.5)
+    return min(FRAC_LIMIT, bits - 1 - HEADROOM - ceil_log2)
 
 
 def _embedding_limit(embedding: Array) -> int:
     """Most fraction bits of the residual stream that the multipliers of the embedding allow."""
     amax = float(np.abs(embedding).max())
-    return FRAC_LIMIT if amax == 0 else math.floor(math.log2(MULT_MAX * WEIGHT_MAX / amax))
+    return FRAC_LIMIT if amax == 0 else exact.floor_log2(MULT_MAX * WEIGHT_MAX / amax)
 
 
 def quantize_norm(s: ModelShape, gain: Array, in_max: float, res_frac: int, out_max: float) -> Norm:
     """The integers of a norm whose input and output reach in_max and out_max."""
     # eps, in units of the squared input, is an unsigned 32-bit integer
-    eps_limit = math.floor(math.log(2**32 / (s.dim * s.norm_eps), 4))
+    eps_limit = exact.floor_log2(2**32 / (s.dim * s.norm_eps)) // 2
     in_frac = min(res_frac, binary_point(in_max, ops.NORM_BITS), eps_limit)
     eps = min(round(s.dim * s.norm_eps * 4.0**in_frac), 2**32 - 1)
     full = gain.astype(np.float64) * math.sqrt(s.dim)
     gain_max = max(float(np.abs(full).max()), 2.0**-FRAC_LIMIT)
-    gain_frac = min(FRAC_LIMIT, math.floor(math.log2(32767 / gain_max)))
+    gain_frac = min(FRAC_LIMIT, exact.floor_log2(32767 / gain_max))
     frac = min(binary_point(out_max, ops.ACT_BITS), ops.NORM_T_FRAC + gain_frac)
     return Norm(
         gain=np.round(full * 2.0**gain_frac).astype(np.int16),
@@ -313,7 +318,7 @@ def quantize_linears(
         scales.append((np.where(mult > 0, unit * mult, 1.0), mult, shift))
     weight = np.concatenate(weights).astype(np.float64)
     scale = np.concatenate([scale for scale, _, _ in scales])[:, None]
-    if moment is not None and np.trace(moment) > 0:
+    if moment is not None and np.diag(moment).any():
         codes = round_gptq(weight / scale, moment)
     else:
         codes = _round(weight / scale)
@@ -332,25 +337,49 @@ def round_gptq(weight: Array, moment: Array) -> Array:
     """Integers [out, in] near ``weight`` such that ``codes @ x`` is near ``weight @ x``.
 
     moment: mean of x x^T, [in, in], positive semidefinite, not zero. Rows are independent, so
-    their scales do not matter. Inputs are taken from the largest to the smallest; after each, the
-    inputs not yet taken absorb the error as well as they can, which the Cholesky factor of the
-    inverse of ``moment`` tells. Frantar et al., "GPTQ", 2022; damped as there.
+    their scales do not matter. Inputs are taken from the largest to the smallest; each absorbs the
+    errors of those before it as well as it can, which :func:`_feedback` tells. Frantar et al.,
+    "GPTQ", 2022, damped as there; in the form of Chee et al., "QuIP", 2023 (LDLQ), which gives the
+    same integers and inverts nothing.
     """
     moment = moment.astype(np.float64)
     size = len(moment)
-    moment[np.diag_indices(size)] += GPTQ_DAMP * np.trace(moment) / size
+    diagonal = np.diag_indices(size)
+    moment[diagonal] += GPTQ_DAMP * float(exact.sum_of(moment[diagonal])[0]) / size
     order = np.argsort(-np.diag(moment), kind="stable")
-    spread = np.linalg.cholesky(np.linalg.inv(moment[np.ix_(order, order)])).T
-    left = weight[:, order].T.copy()  # [in, out]: what remains to be represented
-    codes = np.empty_like(left)
+    feedback = _feedback(moment[np.ix_(order, order)])
+    wanted = weight[:, order].T.copy()  # [in, out]
+    codes, errors = np.empty_like(wanted), np.empty_like(wanted)
     for begin in range(0, size, GPTQ_BLOCK):
         end = min(begin + GPTQ_BLOCK, size)
-        errors = np.empty_like(left[begin:end])
+        left = wanted[begin:end].copy()
+        if begin:  # what the blocks before have left, at once
+            left += exact.product(feedback[begin:end, :begin], errors[:begin].T)
         for j in range(begin, end):
-            codes[j] = _round(left[j])
-            errors[j - begin] = (left[j] - codes[j]) / spread[j, j]
-            left[j + 1 : end] -= spread[j, j + 1 : end, None] * errors[j - begin]
-        left[end:] -= spread[begin:end, end:].T @ errors  # the rest only once per block
+            codes[j] = _round(left[j - begin])
+            errors[j] = wanted[j] - codes[j]
+            left[j - begin + 1 :] += feedback[j + 1 : end, j, None] * errors[j]
     found = np.empty_like(weight)
     found[:, order] = codes.T
     return found
+
+
+def _feedback(moment: Array) -> Array:
+    """F [in, in], of which the part below the diagonal counts.
+
+    Input j best takes the sum over i < j of ``F[j, i] * error[i]``. With U = F^T and ones on its
+    diagonal, moment = U D U^T: the Cholesky factor of the inputs in reverse order, scaled.
+    """
+    size = len(moment)
+    upper = np.ascontiguousarray(moment[::-1, ::-1])  # becomes R with R^T R, row by row
+    for begin in range(0, size, GPTQ_BLOCK):
+        end = min(begin + GPTQ_BLOCK, size)
+        panel = upper[begin:end, begin:]
+        if begin:
+            done = upper[:begin, begin:]
+            panel -= exact.fine_product(done[:, : end - begin], done)
+        for j in range(end - begin):
+            panel[j, j:] /= math.sqrt(panel[j, j])
+            panel[j + 1 :, j + 1 :] -= panel[j, j + 1 : end - begin, None] * panel[j, j + 1 :]
+    upper /= upper.diagonal()[:, None].copy()
+    return np.ascontiguousarray(upper[::-1, ::-1])

@@ -14,18 +14,23 @@ from tokenfabric.rtl.layouts import (
     index_shape,
     matmul_command,
 )
-from tokenfabric.rtl.memory import read_port
+from tokenfabric.rtl.memory import output_registers, read_port
 from tokenfabric.rtl.pipeline import delays, register
 from tokenfabric.rtl.tileloops import TileLoops, address_bits
 
-__all__ = ["ActivationIssue"]
+__all__ = ["ActivationIssue", "issue_latency"]
+
+
+def issue_latency(cfg: FabricConfig) -> int:
+    """From the cycle in which a row goes to the one in which its activations are at the array."""
+    return 3 + output_registers(cfg, "in", "scores")
 
 
 class ActivationIssue(wiring.Component):
     """One row of activations per cycle to the array: for each tile in turn, rows 0..m-1.
 
     A tile begins when it is loaded; if its sums go to LOGITS, a column-block begins when there is
-    ``room``. What belongs to an x stands at the array LATENCY cycles after ``take``.
+    ``room``. What belongs to an x stands at the array ``issue_latency`` cycles after ``take``.
 
     Members
     -------
@@ -40,7 +45,6 @@ class ActivationIssue(wiring.Component):
         because the next tile is not complete; none does because there is no room
     """
 
-    LATENCY = 3
     ROOM_LATENCY = 1  # from ``room`` to a column-block that begins by it
 
     def __init__(self, cfg: FabricConfig):
@@ -104,17 +108,17 @@ class ActivationIssue(wiring.Component):
         return m
 
     def _read(self, m: Module, loops: TileLoops, offset: Signal, is_v: Value):
-        """Stage 1 addresses the memory, 2 sees its data, 3 stands at the array."""
-        cfg = self.cfg
-        going = delays(m, self.going, 3, name="going", reset_less=False)
-        take = delays(m, self.take, 3, name="take")
+        """Stage 1 addresses the memory, 2 sees its data, the last one stands at the array."""
+        cfg, end = self.cfg, issue_latency(self.cfg)
+        going = delays(m, self.going, end, name="going", reset_less=False)
+        take = delays(m, self.take, end, name="take")
         row_block = Mux(is_v, loops.outer, loops.inner)
         first = row_block == 0
         last = Mux(is_v, loops.last_outer, loops.last_inner)
         block_bits = (cfg.max_head_chunks - 1).bit_length()
         block = Mux(is_v, loops.inner[:block_bits], 0)
         row = self.index[: (cfg.max_rows - 1).bit_length()]
-        about = delays(m, Cat(first, last, row, block), 3, name="about")
+        about = delays(m, Cat(first, last, row, block), end, name="about")
 
         s1_addr = Signal(CHUNK_BITS, reset_less=True)
         with m.If(self.going):
@@ -126,16 +130,22 @@ class ActivationIssue(wiring.Component):
             self.score_r.en.eq(going[1] & is_v),
         ]
         chunk_bits = cfg.cols * ACT_BITS
-        s2_last = about[2][1]
-        s2_mask = Cat(
-            (~s2_last | (chunk < self.cmd.tail)).replicate(chunk_bits)
+        inputs, scores = self.in_r.data, self.score_r.data
+        if output_registers(cfg, "in", "scores"):
+            inputs = Signal.like(inputs, name="inputs", reset_less=True)
+            scores = Signal.like(scores, name="scores", reset_less=True)
+            with m.If(going[2]):
+                m.d.sync += [inputs.eq(self.in_r.data), scores.eq(self.score_r.data)]
+        is_last = about[end - 1][1]
+        mask = Cat(
+            (~is_last | (chunk < self.cmd.tail)).replicate(chunk_bits)
             for chunk in range(cfg.k_chunks)
         )
         x = register(m, self.x)
-        with m.If(going[2]):
-            m.d.sync += x.eq(Mux(is_v, self.score_r.data, self.in_r.data) & s2_mask)
+        with m.If(going[end - 1]):
+            m.d.sync += x.eq(Mux(is_v, scores, inputs) & mask)
         m.d.comb += [
-            self.valid.eq(going[3]),
-            self.swap.eq(take[3] & going[3]),
-            Cat(self.first, self.last, self.addr).eq(about[3]),
+            self.valid.eq(going[end]),
+            self.swap.eq(take[end] & going[end]),
+            Cat(self.first, self.last, self.addr).eq(about[end]),
         ]

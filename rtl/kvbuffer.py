@@ -19,7 +19,7 @@ from tokenfabric.rtl.kvfill import (
     reverse_int,
 )
 from tokenfabric.rtl.layouts import kv_beat, kv_command
-from tokenfabric.rtl.memory import Fifo, Ram
+from tokenfabric.rtl.memory import Fifo, Ram, output_registers
 from tokenfabric.rtl.pipeline import register
 
 __all__ = ["Allocator", "Drainer", "KvBuffer", "WordWalk"]
@@ -161,7 +161,7 @@ class WordWalk(wiring.Component):
 class Drainer(wiring.Component):
     """Reads blocks in the order in which the array takes them, one word per cycle.
 
-    LATENCY cycles from a block to its first word. A word that is not taken stops all stages.
+    ``LATENCY`` cycles from a block to its first word. A word that is not taken stops all stages.
 
     Members
     -------
@@ -171,10 +171,9 @@ class Drainer(wiring.Component):
     words : stream of 8 * word_bytes bits, out
     """
 
-    LATENCY = 5
-
     def __init__(self, cfg: FabricConfig):
         self.cfg = cfg
+        self.LATENCY = 5 + output_registers(cfg, "kv")
         super().__init__(
             {
                 "filled": In(stream.Signature(kv_block(cfg))),
@@ -193,7 +192,8 @@ class Drainer(wiring.Component):
         col_bits = log2(cfg.word_cols)
         m.submodules.walk = walk = WordWalk(cfg)
         step = Signal()
-        valid = Signal(4)  # of stages 1 to 4
+        late = output_registers(cfg, "kv")
+        valid = Signal(4 + late)  # of the stages before the word
         s1_tag, s2_tag, s3_tag = (
             Signal(word_tag(cfg), name=f"s{i}_tag", reset_less=True) for i in (1, 2, 3)
         )
@@ -233,6 +233,11 @@ class Drainer(wiring.Component):
         """Chunk ``lane`` of a word is in bank ``lane ^ mask``; for K ``order(lane) ^ mask``."""
         cfg = self.cfg
         size, word = 8 * cfg.port_bytes, register(m, self.words.payload)
+        banks, end = list(self.data), len(valid) - 1
+        if end > 3:
+            banks = [Signal.like(bank, name="s5_data", reset_less=True) for bank in banks]
+            with m.If(step & valid[3]):
+                m.d.sync += [bank.eq(data) for bank, data in zip(banks, self.data)]
         for lane in range(cfg.ports):
             column, chunk = divmod(lane, cfg.k_chunks)
             high = reverse_int(chunk, log2(cfg.k_chunks))
@@ -240,8 +245,13 @@ class Drainer(wiring.Component):
             s4_bank = Signal(log2(cfg.ports), name=f"s4_bank_{lane}", reset_less=True)
             with m.If(step & valid[2]):
                 m.d.sync += s4_bank.eq(tag.mask ^ Mux(tag.is_v, lane, order))
-            with m.If(step & valid[3]):
-                m.d.sync += word.word_select(lane, size).eq(Array(self.data)[s4_bank])
+            bank = s4_bank
+            if end > 3:
+                bank = Signal.like(s4_bank, name=f"s5_bank_{lane}", reset_less=True)
+                with m.If(step & valid[3]):
+                    m.d.sync += bank.eq(s4_bank)
+            with m.If(step & valid[end]):
+                m.d.sync += word.word_select(lane, size).eq(Array(banks)[bank])
 
 
 class KvBuffer(wiring.Component):

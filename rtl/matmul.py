@@ -13,7 +13,7 @@ from amaranth.lib.wiring import In, Out
 from tokenfabric.core.config import FabricConfig
 from tokenfabric.core.ops import ACT_BITS, MULT_BITS
 from tokenfabric.rtl.accumulate import Accumulators
-from tokenfabric.rtl.activationissue import ActivationIssue
+from tokenfabric.rtl.activationissue import ActivationIssue, issue_latency
 from tokenfabric.rtl.drain import Drain
 from tokenfabric.rtl.layouts import (
     CHUNK_BITS,
@@ -98,7 +98,7 @@ class RowTables(wiring.Component):
 def result_latency(cfg: FabricConfig) -> int:
     """Cycles from the last of a row's activations entering (``going``) to its ``result_valid``."""
     in_array = array_latency(cfg) - 1  # a psum comes one cycle after it was announced
-    return ActivationIssue.LATENCY + in_array + Accumulators.LATENCY + Drain.LATENCY
+    return issue_latency(cfg) + in_array + Accumulators.LATENCY + Drain.LATENCY
 
 
 class MatmulEngine(wiring.Component):
@@ -205,7 +205,7 @@ class MatmulEngine(wiring.Component):
         m.submodules.multipliers = queue = Fifo(unsigned(8 * cfg.word_bytes), MULTIPLIER_WORDS)
         wiring.connect(m, loader.multipliers, queue.i)
         wiring.connect(m, queue.o, drain.multipliers)
-        wait = ActivationIssue.LATENCY - TileLoader.LATENCY
+        wait = issue_latency(cfg) - TileLoader.LATENCY
         load = delays(m, loader.load, wait, name="load", reset_less=False)
         about = Cat(loader.load_index, loader.load_rows, loader.word)
         about = delays(m, about, wait, name="word")

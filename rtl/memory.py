@@ -6,12 +6,15 @@ from amaranth.hdl import Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+from tokenfabric.core.config import FabricConfig
+from tokenfabric.rtl.pipeline import register
 
 __all__ = [
     "ULTRA",
     "Fifo",
     "Ram",
     "Rom",
+    "output_registers",
     "read_port",
     "share_reads",
     "share_writes",
@@ -60,6 +63,15 @@ def _select(m: Module, memory, ports, *, write: bool) -> None:
             m.d.comb += [memory.en.eq(1), memory.addr.eq(port.addr)]
             if write:
                 m.d.comb += memory.data.eq(port.data)
+
+
+def output_registers(cfg: FabricConfig, *names: str) -> int:
+    """1 if one of these memories is made of UltraRAM, else 0.
+
+    UltraRAM is slow: what reads it puts the data into a register before anything else, its own, so
+    everything that accompanies them comes so many cycles later.
+    """
+    return int(any(name in cfg.ultra for name in names))
 
 
 class Ram(wiring.Component):
@@ -162,7 +174,7 @@ class Rom(wiring.Component):
 class Fifo(wiring.Component):
     """A queue of ``depth`` entries (a power of two) of ``shape`` between two streams.
 
-    First-word latency 2 cycles, throughput one entry per cycle.
+    First-word latency 2 cycles, of UltraRAM (``ultra``) 3; throughput one entry per cycle.
 
     Members
     -------
@@ -178,7 +190,7 @@ class Fifo(wiring.Component):
             {
                 "i": In(stream.Signature(shape)),
                 "o": Out(stream.Signature(shape)),
-                "level": Out(range(depth + 2)),
+                "level": Out(range(depth + 2 + ultra)),
             }
         )
 
@@ -195,25 +207,33 @@ class Fifo(wiring.Component):
         stored = Signal(range(self.depth + 1))  # entries in the memory
         push = Signal()
         pull = Signal()
+        read = Signal() if self.ultra else o.valid  # the memory's output holds an entry
+        moves = Signal()  # it leaves
         m.d.comb += [
             i.ready.eq(~stored[-1]),  # the depth is a power of two
             push.eq(i.valid & i.ready),
-            pull.eq((stored != 0) & (~o.valid | o.ready)),
+            pull.eq((stored != 0) & (~read | moves)),
             w.addr.eq(wp),
             w.data.eq(i_bits),
             w.en.eq(push),
             r.addr.eq(rp),
             r.en.eq(pull),
-            o_bits.eq(r.data),
-            self.level.eq(stored + o.valid),
+            self.level.eq(stored + read + (o.valid if self.ultra else 0)),
         ]
         m.d.sync += stored.eq(stored + push - pull)
         with m.If(push):
             m.d.sync += wp.eq(wp + 1)
         with m.If(pull):
-            m.d.sync += [rp.eq(rp + 1), o.valid.eq(1)]
-        with m.Elif(o.ready):
-            m.d.sync += o.valid.eq(0)
+            m.d.sync += [rp.eq(rp + 1), read.eq(1)]
+        with m.Elif(moves):
+            m.d.sync += read.eq(0)
+        if self.ultra:
+            shown = register(m, o_bits)
+            m.d.comb += moves.eq(~o.valid | o.ready)
+            with m.If(moves):
+                m.d.sync += [o.valid.eq(read), shown.eq(r.data)]
+        else:
+            m.d.comb += [moves.eq(o.ready), o_bits.eq(r.data)]
         return m
 
 

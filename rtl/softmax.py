@@ -9,8 +9,9 @@ from tokenfabric.core import ops
 from tokenfabric.core.config import FabricConfig
 from tokenfabric.rtl import layouts
 from tokenfabric.rtl.exponential import EXP_BITS, SCORE, Exponential, RowTotal
-from tokenfabric.rtl.memory import Ram, read_port, write_port
+from tokenfabric.rtl.memory import Ram, output_registers, read_port, write_port
 from tokenfabric.rtl.normalize import Recip
+from tokenfabric.rtl.pipeline import delays
 
 __all__ = ["RowMaximum", "RowScales", "ScoreReader", "ScoreWalk", "ScoreWriter", "SoftmaxUnit"]
 
@@ -159,8 +160,8 @@ class ScoreWalk(wiring.Component):
 class ScoreReader(wiring.Component):
     """Reads the chunks of a command out of SCORES, each with its row's maximum and its mask.
 
-    One chunk per cycle; the first is asked for in the cycle after ``start`` and comes out LATENCY
-    cycles later.
+    One chunk per cycle; the first is asked for in the cycle after ``start`` and comes out
+    ``LATENCY`` cycles later.
 
     Members
     -------
@@ -173,10 +174,9 @@ class ScoreReader(wiring.Component):
         take part
     """
 
-    LATENCY = 2
-
     def __init__(self, cfg: FabricConfig):
         self.cfg = cfg
+        self.LATENCY = 2 + output_registers(cfg, "scores")
         super().__init__(
             {
                 "start": In(1),
@@ -196,12 +196,17 @@ class ScoreReader(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.walk = walk = ScoreWalk(self.cfg)
-        reading = Signal()
-        s1_valid, s1_chunk = Signal(), Signal.like(walk.chunk, reset_less=True)
-        s1_row = Signal.like(walk.row, reset_less=True)
+        reading, end = Signal(), self.LATENCY - 1  # the stage that sees the data
+        valid = delays(m, reading, self.LATENCY, name="valid", reset_less=False)
+        s1_chunk = delays(m, walk.chunk, end, name="chunk")[end]
+        s1_row = delays(m, walk.row, end, name="row")[end]
+        read = self.r.data
+        if end > 1:
+            read = Signal.like(read, name="read", reset_less=True)
+            m.d.sync += read.eq(self.r.data)
         s2_scores = Signal.like(self.scores, reset_less=True)
         s2_maximum = Signal(SCORE, reset_less=True)
-        s2_limit, s2_chunk = Signal(16, reset_less=True), Signal.like(s1_chunk)
+        s2_limit, s2_chunk = Signal(16, reset_less=True), Signal.like(walk.chunk)
         chunk_bits = len(s2_scores.as_value())
         select = s1_chunk[: (self.cfg.k_chunks - 1).bit_length()]
         m.d.comb += [
@@ -211,6 +216,7 @@ class ScoreReader(wiring.Component):
             self.r.en.eq(reading),
             self.r.addr.eq(walk.addr),
             self.row.eq(s1_row),
+            self.valid.eq(valid[self.LATENCY]),
             self.scores.eq(s2_scores),
             self.maximum.eq(s2_maximum),
             self.mask.eq(participants(s2_chunk, s2_limit, self.cfg.cols)),
@@ -219,12 +225,9 @@ class ScoreReader(wiring.Component):
             m.d.sync += reading.eq(1)
         with m.Elif(reading & walk.end):
             m.d.sync += reading.eq(0)
-        m.d.sync += [s1_valid.eq(reading), self.valid.eq(s1_valid)]
-        with m.If(reading):
-            m.d.sync += [s1_row.eq(walk.row), s1_chunk.eq(walk.chunk)]
-        with m.If(s1_valid):
+        with m.If(valid[end]):
             m.d.sync += [
-                s2_scores.eq(self.r.data.word_select(select, chunk_bits)),
+                s2_scores.eq(read.word_select(select, chunk_bits)),
                 s2_maximum.eq(self.row_maximum),
                 s2_limit.eq(self.row_limit),
                 s2_chunk.eq(s1_chunk),
@@ -355,8 +358,9 @@ class SoftmaxUnit(wiring.Component):
     def __init__(self, cfg: FabricConfig):
         self.cfg = cfg
         self.total = RowTotal(cfg.cols, EXP_BITS + (cfg.max_context - 1).bit_length())
+        self.reader = ScoreReader(cfg)
         self.LATENCY = (
-            ScoreReader.LATENCY + Exponential.LATENCY + self.total.LATENCY + RowScales.LATENCY
+            self.reader.LATENCY + Exponential.LATENCY + self.total.LATENCY + RowScales.LATENCY
         )
         super().__init__(
             {
@@ -380,7 +384,7 @@ class SoftmaxUnit(wiring.Component):
             ultra="scores" in cfg.ultra,
         )
         m.submodules.maximum = maximum = RowMaximum(cfg)
-        m.submodules.reader = reader = ScoreReader(cfg)
+        m.submodules.reader = reader = self.reader
         m.submodules.exponential = exponential = Exponential(cfg.cols)
         m.submodules.writer = writer = ScoreWriter(cfg)
         m.submodules.total = total = self.total

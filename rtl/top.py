@@ -93,8 +93,7 @@ class Datapath(wiring.Component):
         )
 
     def elaborate(self, platform):
-        m = Module()
-        cfg = self.cfg
+        m, cfg = Module(), self.cfg
         memory, router = MemoryPorts(cfg, fetches=3, writes=3), Router(cfg)
         job, embed = Job(cfg, row_readers=4, want_readers=2), Embed(cfg)
         attention, array, vector = AttentionUnit(cfg), ArrayUnit(cfg), VectorUnit(cfg)

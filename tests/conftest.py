@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenfabric.flow.toolchain import cache_directory
 
 # A shell's background job, as CI may be, ignores SIGINT, and so would every process started here:
 # those that test Ctrl-C need it. One BLAS thread per worker: more of them only wait for each other.
@@ -13,6 +14,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+
+# Tests have caches of their own; that yosys is prepared once is enough for all of them.
+os.environ.setdefault("YOWASP_CACHE_DIR", str(cache_directory() / "yowasp"))
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "models" / "stories"))  # the trainer of the shipped model

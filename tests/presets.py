@@ -10,5 +10,5 @@ TINY16 = preset("tiny").replace(
     max_head_dim=128,
     kv_chunks=512,
     fabric_rows=4,
-    ultra=("in", "kv"),
+    ultra=("in", "scores", "weights", "kv"),
 )

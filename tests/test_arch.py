@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from checkpoints import hf_config, hf_tensors, random_checkpoint, safetensors_bytes, write_hf
 from tokenfabric.compiler.compile import program_of
-from tokenfabric.core.arch import ARCHITECTURES, LLAMA, QWEN2, Attention, FeedForward
+from tokenfabric.core.arch import ARCHITECTURES, LLAMA, MISTRAL, QWEN2, Attention, FeedForward
 from tokenfabric.core.config import preset
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.shape import NAMED_SHAPES, ModelShape, shape_from
@@ -45,6 +45,11 @@ def test_qwen2_is_llama_with_three_biases():
     ]
     assert [t for t in qwen2 if t in llama] == llama
     assert not LLAMA.beyond_hardware and QWEN2.beyond_hardware == ["biases on wq, wk, wv"]
+
+
+def test_mistral_is_llama_under_another_name():
+    assert list(MISTRAL.tensors(ODD)) == list(LLAMA.tensors(ODD)) and not MISTRAL.beyond_hardware
+    assert MISTRAL.fixed == LLAMA.fixed and not MISTRAL.llama2c
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -190,7 +195,9 @@ def test_configs_beyond_the_row_are_refused(tmp_path, change, words):
 
 
 def test_an_unknown_row_is_refused():
-    with pytest.raises(UserError, match="arch='mamba' is not known; there are: llama, qwen2"):
+    with pytest.raises(
+        UserError, match="arch='mamba' is not known; there are: llama, qwen2, mistral"
+    ):
         replace(ODD, arch="mamba")
 
 

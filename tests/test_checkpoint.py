@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from checkpoints import TINY, hf_tensors, random_checkpoint, safetensors_bytes, write_hf
+from checkpoints import (
+    TINY,
+    hf_tensors,
+    random_checkpoint,
+    safetensors_bytes,
+    write_hf,
+    write_llama2c_version1,
+    write_shards,
+)
 from checkpoints import write_llama2c as write_bin
 from tokenfabric.core.errors import UserError
 from tokenfabric.quant.checkpoint import interleave_rope, load_checkpoint
@@ -41,6 +49,25 @@ def test_llama2c_round_trip(tmp_path, shape):
     read = load_checkpoint(str(write_bin(tmp_path / "m.bin", made)))
     same(made, read)
     assert (read.classifier is read.embedding) == shape.tied
+
+
+@pytest.mark.parametrize("shape", [TINY, UNTIED], ids=["tied", "untied"])
+def test_llama2c_version_1_round_trip(tmp_path, shape):
+    made = random_checkpoint(shape)
+    read = load_checkpoint(write_llama2c_version1(tmp_path / "m.bin", made))
+    same(made, read)
+    assert (read.classifier is read.embedding) == shape.tied
+
+
+def test_llama2c_version_1_truncated_or_of_another_version(tmp_path):
+    path = write_llama2c_version1(tmp_path / "m.bin", random_checkpoint(UNTIED))
+    data = path.read_bytes()
+    for cut in (4, 255, 256, 257, 3000, len(data) - 1):
+        path.write_bytes(data[:cut])
+        refused(path, "shorter than the 256-byte" if cut < 256 else f"{len(data) - cut} missing")
+    for at, value, words in ((4, 2, "version 2"), (36, 7, "shared_classifier=7")):
+        path.write_bytes(data[:at] + bytes([value]) + data[at + 1 :])
+        refused(path, f"with {words}; only float32 is read: export it with --version 1 or")
 
 
 @pytest.mark.parametrize("dim", [16, 24], ids=["square", "heads*head_dim != dim"])
@@ -157,7 +184,10 @@ def test_bin_with_a_weight_that_is_not_finite(tmp_path, value, index, name):
         (b"PK\x03\x04" + b"\0" * 60, "never opened; convert it to safetensors"),
         (b"\x80\x02}q\x00" + b"\0" * 60, "never opened; convert it to safetensors"),
         (b"GGUF" + b"\0" * 60, "GGUF is not read"),
-        (b"24ka" + b"\0" * 60, "version 1 and 2"),
+        (b"24ka" + b"\0" * 60, "64 bytes is shorter than the 256-byte header"),
+        (b"24ka" + b"\0" * 300, "a llama2.c .bin with version 0; only float32 is read: export"),
+        (b"ak42" + b"\1\0\0\0" * 60, r"begins with b'ak42.*export it again"),
+        (b"version https://git-lfs.github.com/spec/v1\nsize 1234\n", "Git LFS pointer.* 1,234 b"),
         (safetensors_bytes({"a": np.ones(3)}), "give the folder"),
         (b'{"a": 1}' + b" " * 60, "give the folder"),
         (b"\0" * 28, "dim=0 is not a multiple of heads=0"),
@@ -298,16 +328,12 @@ def test_hf_folder_without_weights(tmp_path):
     refused(folder, "no such file")
     (folder / "pytorch_model.bin").write_bytes(b"x")
     refused(folder, "pickled pytorch_model.bin")
-    (folder / "model.safetensors.index.json").write_text("{}")
-    refused(folder, "sharded safetensors")
 
 
 def test_hf_config_of_another_model(tmp_path):
     refused(write_hf(tmp_path, random_checkpoint(), config={"num_hidden_layers": 1}), "layers.1")
     refused(write_hf(tmp_path, random_checkpoint(), config={"num_hidden_layers": 3}), "missing")
     refused(write_hf(tmp_path, random_checkpoint(), config={"intermediate_size": 32}), "24, 16")
-    refused(write_hf(tmp_path, random_checkpoint(), config={"tie_word_embeddings": False}),
-            "'lm_head.weight' is missing")  # fmt: skip
 
 
 def test_tied_model_may_repeat_the_embedding_but_not_contradict_it(tmp_path):
@@ -319,3 +345,120 @@ def test_tied_model_may_repeat_the_embedding_but_not_contradict_it(tmp_path):
     tensors["lm_head.weight"] = made.embedding * 2
     (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors))
     refused(folder, "lm_head.weight differs from model.embed_tokens.weight")
+
+
+@pytest.mark.parametrize("config", [{"tie_word_embeddings": False}, {"tie_word_embeddings": None}])
+def test_without_a_classifier_the_embedding_is_it(tmp_path, config):
+    made = random_checkpoint()
+    read = load_checkpoint(write_hf(tmp_path, made, config=config))
+    same(made, read)
+    assert read.shape.tied and read.classifier is read.embedding
+
+
+# Shards
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_shards_round_trip(tmp_path, count):
+    made = random_checkpoint(UNTIED)
+    same(made, load_checkpoint(write_shards(tmp_path, made, count)))
+
+
+SHARD = "model-00002-of-00002.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda f: (f / SHARD).unlink(), f"{SHARD}: no such file.*names it; download all 2"),
+        (lambda f: (f / SHARD).write_bytes(b""), f"{SHARD}: the file is empty"),
+        (lambda f: (f / SHARD).write_bytes(b"x" * 99), f"{SHARD}: the header says it has"),
+        (lambda f: (f / "model.safetensors.index.json").unlink(), "index.json, which is missing"),
+        (lambda f: edit_index(f, lambda m: m.clear()), "weight_map does not name a file"),
+        (lambda f: edit_index(f, lambda m: m.update({NORM: "../x"})), "weight_map does not name"),
+        (lambda f: edit_index(f, lambda m: m.update({NORM: 3})), "weight_map does not name a fi"),
+        (lambda f: edit_index(f, lambda m: m.update({NORM: "x"})), "x: no such file, but"),
+        (lambda f: edit_index(f, lambda m: m.update({"lm_head.weight": SHARD})), "says is in it"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "the JSON holds a list"),
+    ],
+)
+def test_damaged_shards(tmp_path, spoil, words):
+    spoil(write_shards(tmp_path, random_checkpoint()))
+    refused(tmp_path, words)
+
+
+def edit_index(folder, change):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+def test_shards_of_another_model(tmp_path):
+    write_shards(tmp_path, random_checkpoint())
+    config = json.loads((tmp_path / "config.json").read_text())
+    for layers, words in ((3, "'model.layers.2.+' is missing; use"), (1, "not part of a 1-layer")):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+        refused(tmp_path, words)
+
+
+def test_only_the_files_that_are_read_count(tmp_path):
+    made = random_checkpoint()
+    one, many = write_hf(tmp_path / "one", made), write_shards(tmp_path / "many", made)
+    leftovers = ("pytorch_model.bin", "optimizer.pt", "old.safetensors", "training_args.bin")
+    for folder in (one, many):
+        for name in leftovers:
+            with (folder / name).open("wb") as file:
+                file.truncate(1 << 40)  # sparse: whoever reads it does not come back
+        same(made, load_checkpoint(folder))
+    index = "model.safetensors.index.json"
+    (one / index).write_text("broken")  # a whole model.safetensors is what others read, too
+    same(made, load_checkpoint(one))
+
+
+# Folders that hold something else
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pytorch_model.bin", "pickled pytorch_model.bin can run any code"),
+        ("pytorch_model.bin.index.json", "pickled pytorch_model.bin can run any code"),
+        ("adapter_model.safetensors", "it holds an adapter: merge it"),
+        ("model-00001-of-00002.safetensors", "model.safetensors.index.json, which is missing"),
+        ("m.gguf", "GGUF is not read: give the Hugging Face folder"),
+        ("other.safetensors", "other.safetensors that name if it is the whole model"),
+        ("stories.bin", "stories.bin is a llama2.c model, give that file"),
+    ],
+)
+def test_a_folder_that_holds_another_format_says_what_to_do(tmp_path, name, words):
+    folder = write_hf(tmp_path, random_checkpoint())
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(b"x")
+    refused(folder, words)
+
+
+def test_a_folder_without_config_says_which_to_give(tmp_path):
+    refused(tmp_path, "config.json: no such file; give a Hugging Face folder")
+    (tmp_path / "m.bin").write_bytes(b"x")
+    refused(tmp_path, "m.bin is a llama2.c model, give that file")
+    inner = write_hf(tmp_path / "snapshots", random_checkpoint())
+    refused(tmp_path, f"give {inner}$")
+
+
+def test_files_that_only_stand_for_others(tmp_path):
+    folder = write_hf(tmp_path, random_checkpoint())
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 98765\n"
+    for name in ("config.json", "model.safetensors"):
+        path, kept = folder / name, (folder / name).read_bytes()
+        path.write_text(pointer)
+        refused(folder, f"{name}: is a Git LFS pointer to a file of 98,765 bytes.* 'git lfs pull'")
+        path.unlink()
+        path.symlink_to("blobs/nowhere")
+        refused(folder, f"{name}: a link to a file that is not there; download it again")
+        path.unlink()
+        path.mkdir()
+        refused(folder, f"{name}: not a regular file; give a file, not a folder")
+        path.rmdir()
+        path.write_bytes(kept)
+    load_checkpoint(folder)

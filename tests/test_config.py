@@ -51,7 +51,7 @@ SLOW = Dram(name="ddr", peak_bytes_per_s=4e9, reachable=0.9)
         ({"fabric_rows": 6}, "fabric_rows = 6 is not a multiple of 4 below rows = 16"),
         ({"fabric_rows": 16}, "fabric_rows = 16 is not a multiple of 4 below rows = 16"),
         ({"ps_ports": ("hp0", "hp1")}, "ps_ports = hp0, hp1 are not 4 ports"),
-        ({"ultra": ("in", "acc")}, "ultra = acc: only in, kv, out, res, scores, weights can be"),
+        ({"ultra": ("in", "acc")}, "ultra = acc: only in, kv, scores, weights can be"),
         ({"max_head_dim": 8}, "max_head_dim = 8 is below two chunks of 8"),
         ({"kv_chunks": 1000}, "kv_chunks = 1000 is below four blocks of 256 chunks"),
     ],

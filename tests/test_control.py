@@ -54,8 +54,12 @@ class Plain:
     quiet: bool = False  # a cycle ago
     settled: int = 0
     ending: int = 0
-    halt: bool = False
+    halt: bool = True
     unit_reset: bool = False
+    given_up: bool = False
+    resetting: int = 0  # cycles in RESET
+    silent: int = 0
+    silence: bool = False  # too long
 
     def shown(self) -> dict[str, int]:
         return {
@@ -64,35 +68,40 @@ class Plain:
             "unit_start": self.phase == "START", "running": self.phase == "RUN",
         }  # fmt: skip
 
-    def cycle(self, watchdog: int, i: dict[str, int]) -> None:
+    def cycle(self, watchdog: int, heartbeat: int, i: dict[str, int]) -> None:
         bites, phase, clear = self.bites, self.phase, False
-        self.halt, self.unit_reset = phase != "RUN", False
+        stopped, given_up, silence = self.stopping, self.given_up, self.silence
+        self.halt, self.unit_reset = phase != "RUN", phase == "RESET" and self.resetting < 32
+        if phase != "IDLE":
+            self.stopping |= bool(i["stop"])
+            self.given_up |= bool(i["reset"])
         if phase == "IDLE" and i["start"]:
             self.state, self.code, self.port = State.RUNNING, 0, 0
-            self.stopping = self.begun = False
+            self.stopping = self.given_up = self.begun = False
             self.phase, clear = "QUIET", True
         elif phase == "QUIET":
             if self.quiet:
-                self.unit_reset, self.phase = True, "RESET"
-            elif bites or i["reset"]:
+                self.phase, self.resetting = "RESET", -1
+            elif bites:
                 self.state, self.code, self.phase = State.ERROR, Error.WATCHDOG, "IDLE"
         elif phase == "RESET":
-            self.phase, clear = "START", True
+            clear = True
+            if self.resetting == 63:
+                self.phase = "START"
         elif phase == "START":
             self.begun, self.phase = True, "RUN"
         elif phase == "RUN":
-            stopped = self.stopping
-            self.stopping |= bool(i["stop"])
             if i["error"]:
                 self.code, self.port = i["error"], i["port"]
                 self.ending, self.phase = State.ERROR, "HALT"
             elif i["finished"]:
                 self.ending = State.STOPPED if stopped else State.DONE
                 self.phase = "HALT"
-            elif i["reset"]:
+            elif given_up:
                 self.ending, self.phase = State.IDLE, "HALT"
-            elif bites:
-                self.code, self.ending, self.phase = Error.WATCHDOG, State.ERROR, "HALT"
+            elif bites or silence:
+                self.code = Error.WATCHDOG if bites else Error.SILENT
+                self.ending, self.phase = State.ERROR, "HALT"
         elif phase == "HALT":
             self.phase, clear = "DRAIN", True
         elif phase == "DRAIN":
@@ -102,16 +111,21 @@ class Plain:
                 self.state, self.phase = State.ERROR, "IDLE"
                 self.code = self.code or Error.WATCHDOG
             self.settled = (self.settled + 1) % 8 if self.quiet else 0
-        self.bites = not clear and watchdog != 0 and self.idle >= watchdog
+        self.resetting += 1
+        limit = watchdog or (1 << 15 if phase in ("QUIET", "DRAIN") else 0)
+        self.bites = not clear and limit != 0 and self.idle >= limit
         self.idle = 0 if clear or i["progress"] else self.idle + 1
+        self.silence = phase != "IDLE" and heartbeat != 0 and self.silent >= heartbeat
+        self.silent = 0 if phase == "IDLE" or i["touched"] else self.silent + 1
         self.quiet = bool(i["quiet"])
 
 
 RATES = {
     "busy": {"start": 0.2, "quiet": 0.9, "progress": 0.5, "finished": 0.05, "error": 0.02},
-    "stuck ports": {"start": 0.2, "quiet": 0.1, "progress": 0.05, "finished": 0.05, "reset": 0.02},
-    "impatient": {"start": 0.3, "quiet": 0.8, "stop": 0.2, "finished": 0.1, "reset": 0.1},
+    "stuck ports": {"start": 0.2, "quiet": 0.1, "progress": 0.05, "finished": 0.05, "reset": 0.005},
+    "impatient": {"start": 0.3, "quiet": 0.8, "stop": 0.1, "finished": 0.1, "reset": 0.01},
     "hung": {"start": 0.2, "quiet": 0.7, "progress": 0.02},
+    "left alone": {"start": 0.2, "quiet": 0.9, "progress": 0.5, "touched": 0.02},
 }
 
 
@@ -119,15 +133,16 @@ RATES = {
 @pytest.mark.parametrize("name", RATES)
 def test_every_cycle_of_the_supervisor(name, watchdog):
     rng = np.random.default_rng([watchdog, len(name)])
-    dut, plain = Supervisor(), Plain()
-    seen = set()
+    dut, plain, heartbeat = Supervisor(), Plain(), 90 if name == "left alone" else 0
+    seen, codes = set(), set()
 
     async def bench(ctx):
         ctx.set(dut.watchdog, watchdog)
-        for cycle in range(1_500):
+        ctx.set(dut.heartbeat, heartbeat)
+        for cycle in range(4_000):
             inputs = {
                 what: int(rng.random() < RATES[name].get(what, 0))
-                for what in ("start", "stop", "reset", "progress", "finished", "quiet")
+                for what in ("start", "stop", "reset", "progress", "finished", "quiet", "touched")
             }
             wrong = rng.random() < RATES[name].get("error", 0)
             inputs["error"] = int(rng.integers(1, 8)) if wrong else 0
@@ -138,8 +153,9 @@ def test_every_cycle_of_the_supervisor(name, watchdog):
             found = {what: ctx.get(getattr(dut, what)) for what in wanted}
             assert found == wanted, (cycle, plain.phase)
             seen.add((plain.phase, plain.state))
+            codes.add(plain.code)
             await ctx.tick()
-            plain.cycle(watchdog, inputs)
+            plain.cycle(watchdog, heartbeat, inputs)
 
     simulate(dut, bench)
     phases = {"IDLE", "QUIET", "RESET", "START", "RUN", "HALT", "DRAIN"}
@@ -147,5 +163,7 @@ def test_every_cycle_of_the_supervisor(name, watchdog):
         assert {phase for phase, _ in seen} == phases
     if name == "impatient":
         assert ("IDLE", State.STOPPED) in seen and ("IDLE", State.IDLE) in seen
+    if name == "left alone":
+        assert Error.SILENT in codes
     if name == "hung" and watchdog:
         assert ("IDLE", State.ERROR) in seen

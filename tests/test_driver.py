@@ -7,9 +7,9 @@ from tokenfabric.compiler.compile import compile_model
 from tokenfabric.core import isa
 from tokenfabric.core.config import preset
 from tokenfabric.core.image import PAGE
-from tokenfabric.core.registers import State
-from tokenfabric.host.device import DeviceLost
-from tokenfabric.host.driver import RegisterDevice
+from tokenfabric.core.registers import State, offset
+from tokenfabric.host.device import DeviceLost, DeviceTimeout
+from tokenfabric.host.driver import RegisterDevice, settle
 from tokenfabric.host.session import Session
 from tokenfabric.host.verify import replay
 from tokenfabric.quant.qmodel import QModel
@@ -117,3 +117,48 @@ def test_the_interrupt_is_news(image, device):
             break
         assert done == news and (done == 3 or not top.irq)
     assert done == 3 and not top.irq
+
+
+def begin(image, device, steps=50):
+    """A run of so many steps is under way."""
+    device.write(PAGE, image.payload)
+    rows = [{"token": 5, "position": 0, "slot": 0, "flags": int(isa.RowFlag.WANT_LOGITS)}]
+    device.write(isa.JOB, image.descriptor(rows, steps=steps))
+    device.start()
+
+
+@pytest.mark.parametrize("cycles", [0, 1, 40, 97, 700, 4000, 4321, 6007])
+def test_who_releases_the_memory_may_give_it_away(image, device, cycles):
+    top = device.bus.bus.top
+    begin(image, device)
+    top.run(cycles, until_idle=False)
+    device.release()
+    assert top.in_flight == 0 and not top.irq
+    top.memory[:] = before = np.random.default_rng(cycles).integers(0, 256, top.memory.size, "u1")
+    device.bus.write32(offset("CONTROL"), 1)
+    top.run(20_000, until_idle=False)
+    assert np.array_equal(top.memory, before) and top.in_flight == 0
+    with pytest.raises(DeviceLost, match="windows are not the ones"):
+        device.start()
+    session = Session(RegisterDevice(device.bus), image)
+    assert len(list(session.generate([5], 3))) == 3
+
+
+@pytest.mark.parametrize("watchdog", [0, 3000])
+@pytest.mark.parametrize("waited", [0, 50_000], ids=["in the run", "after it"])
+def test_memory_that_is_not_let_go_of(image, device, watchdog, waited):
+    """Also where the run has ended in an error, and its bursts have not."""
+    top = device.bus.bus.top
+    device.bus.write32(offset("WATCHDOG"), watchdog)
+    device.bus.write32(offset("HEARTBEAT"), 9000)
+    begin(image, device)
+    top.run(3000, until_idle=False)
+    top.stick(0)
+    top.run(1500 + waited, until_idle=False)
+    state = device.bus.read32(offset("STATUS"))
+    assert state == (State.ERROR if waited else State.RUNNING)
+    with pytest.raises(DeviceTimeout, match="does not let go of the memory; restart the board"):
+        device.release()
+    top.stick(0, False)
+    settle(device.bus)
+    assert top.in_flight == 0

@@ -126,3 +126,25 @@ def test_kl_of_the_real_model(shared, recipe, limit):
     assert result["top1"] > 97
     assert result["perplexity"] == pytest.approx(result["perplexity_float"], rel=0.005)
     assert sum(result["saturations"].values()) < 20
+
+
+class Bare(Spelling):
+    """No BOS, and what is unknown gives no token."""
+
+    bos = None
+
+    def encode(self, text):
+        return [3 + LETTERS.find(c) for c in text if c in LETTERS]
+
+
+def test_a_tokenizer_without_bos(checkpoint, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("abc\n123\nz\n")
+    found = read_sequences(text, Bare(), TINY.vocab, TINY.context)
+    assert [ids.tolist() for ids in found] == [[3, 4, 5], [28]]
+    text.write_text("123\n456\n")
+    with pytest.raises(UserError, match="holds no text"):
+        read_sequences(text, Bare(), TINY.vocab, TINY.context)
+    model = quantize_checkpoint(checkpoint, Bare(), "w8-rtn")
+    text.write_text("abc\nonce upon a time")
+    assert evaluate(model, text, checkpoint, Bare())["kl"] < 0.05

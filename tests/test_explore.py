@@ -129,7 +129,7 @@ def test_without_matplotlib_there_is_one_line_that_says_how(tmp_path, capsys, mo
         (["--board", "arty"], "no board 'arty'; there are: pynq-z2"),
         (["--save", "x.txt"], "--save x.txt: the name must end in .json"),
         (["--plot", "x.gif"], "--plot x.gif: the name must end in .png or .svg or .pdf"),
-        (["--context", "5000"], "a context of 5000 does not fit: the model has 512"),
+        (["--context", "5000"], "context 5000 does not fit: the model has 512"),
         (["--shape", "nix"], "'nix' is no shape"),
     ],
 )

@@ -18,6 +18,7 @@ SHAPES = {
     "untied": ModelShape(32, 50, 2, 2, 1, 16, 61, 64, tied=False),
     "wide heads": ModelShape(24, 40, 2, 4, 2, 10, 50, 64, tied=False),
     "biases": ModelShape(40, 52, 2, 4, 2, 10, 77, 64, norm_eps=1e-6, arch="qwen2"),
+    "mistral": ModelShape(48, 52, 2, 4, 2, 16, 77, 64, norm_eps=1e-5, arch="mistral"),
     "biases, untied": ModelShape(36, 52, 3, 3, 1, 12, 61, 64, tied=False, arch="qwen2"),
 }
 
@@ -35,7 +36,7 @@ def test_logits_equal_transformers(name):
     config = hf_config(shape)
     theta = config.pop("rope_theta")
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
-    kind = {"llama": "Llama", "qwen2": "Qwen2"}[shape.arch]
+    kind = {"llama": "Llama", "qwen2": "Qwen2", "mistral": "Mistral"}[shape.arch]
     configured = getattr(transformers, f"{kind}Config")(**config)
     model = getattr(transformers, f"{kind}ForCausalLM")(configured).eval()
     state = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in hf_tensors(made).items()}
@@ -46,10 +47,9 @@ def test_logits_equal_transformers(name):
     with torch.no_grad():
         want = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
     assert want.std() > 0.3
-    for dtype in (np.float32, np.float64):
-        got = forward(made, tokens, dtype=dtype)
-        assert got.dtype == dtype
-        assert np.abs(got - want).max() < 1e-4
+    got = forward(made, tokens)
+    assert got.dtype == np.float64
+    assert np.abs(got - want).max() < 1e-4
 
 
 def test_greedy_text_of_the_real_model(shared):
@@ -64,10 +64,10 @@ def test_greedy_text_of_the_real_model(shared):
 def test_session_equals_the_whole_sequence(name):
     checkpoint = random_checkpoint(SHAPES[name], seed=6)
     tokens = tokens_for(checkpoint.shape, 20)
-    session = FloatSession(checkpoint, dtype=np.float64)
+    session = FloatSession(checkpoint)
     steps = [session.step(int(token)) for token in tokens]
     assert session.position == 20
-    np.testing.assert_allclose(steps, forward(checkpoint, tokens, dtype=np.float64), atol=1e-12)
+    np.testing.assert_array_equal(steps, forward(checkpoint, tokens))  # every sum is exact
 
 
 def test_causal():
@@ -193,6 +193,21 @@ def test_bos_follows_the_end_of_a_text():
     texts = sample_texts(random_checkpoint(), 1, [2, 3], 64, 32, seed=0)
     ends = np.isin(texts[:, :-1], [2, 3])
     assert ends.any() and (texts[:, 1:][ends] == 1).all()
+
+
+def test_without_a_bos_texts_begin_as_they_do_after_an_end():
+    checkpoint = random_checkpoint(seed=9, scale=1.5)
+    texts = sample_texts(checkpoint, None, [2, 3], 4000, 1, seed=1)
+    logits = forward(checkpoint, [2])[0].astype(np.float64)
+    p = np.exp(logits - logits.max())
+    share = np.bincount(texts[:, 0], minlength=TINY.vocab) / 4000
+    assert np.abs(share - p / p.sum()).max() < 0.03
+    texts = sample_texts(checkpoint, None, [2], 3, 12, seed=0, temperature=0)
+    session, tokens = FloatSession(checkpoint), [2]
+    for _ in range(12):
+        tokens.append(int(session.step(tokens[-1]).argmax()))
+    assert texts.tolist() == [tokens[1:]] * 3
+    assert sample_texts(checkpoint, None, [], 2, 31, seed=0).shape == (2, 31)
 
 
 def test_samples_longer_than_the_context():

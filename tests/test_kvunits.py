@@ -355,4 +355,4 @@ def test_drainer(name, stall):
             assert value is None or word >> size * lane & (1 << size) - 1 == value
     assert costs == [block["cost"] for block in blocks]
     if not stall:  # a block is taken with its last word, and offered again in the next cycle
-        assert times[0] == Drainer.LATENCY + 1 and times[-1] - times[0] == len(times) - 1
+        assert times[0] == unit.LATENCY + 1 and times[-1] - times[0] == len(times) - 1

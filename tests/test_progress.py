@@ -1,7 +1,10 @@
-"""The progress bar: on a terminal one line that goes away, elsewhere nothing."""
+"""The progress bar: on a terminal one line that goes away, elsewhere a plain one now and then."""
 
 import io
+import re
+import time
 
+from tokenfabric import progress as module
 from tokenfabric.progress import Progress
 
 
@@ -50,3 +53,47 @@ def test_lines_do_not_exceed_the_terminal(monkeypatch):
     stream = Terminal()
     Progress(stream)("x" * 100)
     assert len(stream.getvalue().removeprefix("\r")) == 29
+
+
+def _wait(stream: io.StringIO, pattern: str) -> None:
+    deadline = time.monotonic() + 20
+    while not re.search(pattern, stream.getvalue()):
+        assert time.monotonic() < deadline, stream.getvalue()
+        time.sleep(0.02)
+
+
+def test_the_seconds_pass_while_nothing_is_told(monkeypatch):
+    """yosys says nothing for minutes, and neither does whoever waits for it."""
+    monkeypatch.setattr(module, "TICK", 0.05)
+    stream = Terminal()
+    with Progress(stream) as progress:
+        progress("generating Verilog")
+        _wait(stream, "\rgenerating Verilog 1 s")
+    silent = stream.getvalue()
+    assert silent.split("\r")[-1] == "" and silent.split("\r")[-2].strip() == ""
+    time.sleep(0.2)
+    assert stream.getvalue() == silent
+
+
+def test_nothing_is_drawn_over_other_text(monkeypatch):
+    monkeypatch.setattr(module, "TICK", 0.02)
+    stream = Terminal()
+    with Progress(stream) as progress:
+        progress("running")
+        progress.clear()
+        before = stream.getvalue()
+        time.sleep(0.2)
+        assert stream.getvalue() == before
+
+
+def test_a_pipe_gets_a_plain_line_now_and_then(monkeypatch):
+    monkeypatch.setattr(module, "TICK", 0.02)
+    monkeypatch.setattr(module, "SELDOM", 0.1)
+    stream = io.StringIO()
+    with Progress(stream) as progress:
+        for _ in range(100):
+            progress("generating Verilog")
+        progress("sampling texts", 3, 9)
+        _wait(stream, "9, 0 s\n.*\n")
+    lines = stream.getvalue().splitlines()
+    assert set(lines) == {"tokenfabric: sampling texts 3/9, 0 s"} and "\r" not in stream.getvalue()

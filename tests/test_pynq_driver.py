@@ -16,11 +16,14 @@ from tokenfabric.core import registers
 from tokenfabric.core.boards import VLNV
 from tokenfabric.core.config import preset
 from tokenfabric.core.errors import UserError
-from tokenfabric.core.registers import State, offset
-from tokenfabric.host.device import DeviceLost
+from tokenfabric.core.registers import Error, State, offset
+from tokenfabric.host.calls import Caller
+from tokenfabric.host.device import DeviceLost, DeviceTimeout
 from tokenfabric.host.driver import RegisterDevice
 
 from tokenfabric.cli import main
+
+CONTROL_BASE = 0xA000_0000
 
 
 class LocalBuffer(np.ndarray):
@@ -42,6 +45,7 @@ class LocalBuffer(np.ndarray):
 
     def freebuffer(self):
         self.log.append(("free", self.physical_address))
+        self.freed = True
 
 
 class Board:
@@ -58,6 +62,10 @@ class Board:
             offset("FINGERPRINT_LO"): int(preset("tiny").fingerprint[8:], 16),
         }
         self.buffers = []
+        self.probed = Error.WINDOW  # how a start without windows ends
+
+    def end(self):
+        self.registers[offset("STATUS")] = State.IDLE
 
     def allocate(self, shape, dtype):
         if shape[0] > self.left:
@@ -79,14 +87,28 @@ class Accelerator:
 
     def write(self, at, value):
         assert type(value) is int
-        self.device.registers[at] = value
+        known = self.device.registers
+        known[at] = value
         if at == offset("CONTROL"):
-            self.device.registers[offset("STATUS")] = State.RUNNING if value == 1 else State.IDLE
             self.log.append(("control", value))
+            if value == 4:
+                self.device.end()
+            elif not known.get(offset("JOB_SIZE")):
+                known[offset("STATUS")], known[offset("ERROR")] = State.ERROR, self.device.probed
+            else:
+                known[offset("STATUS")] = State.RUNNING
 
 
 @pytest.fixture
-def board(monkeypatch):
+def flags(tmp_path):
+    """The flags of the kernel's FPGA manager, as after power-up."""
+    path = tmp_path / "flags"
+    path.write_text("0\n", encoding="ascii")
+    return path
+
+
+@pytest.fixture
+def board(monkeypatch, flags):
     """The board that the stand-in finds."""
     device = Board()
     pynq = types.ModuleType("pynq")
@@ -95,10 +117,19 @@ def board(monkeypatch):
     pynq.Clocks = type("Clocks", (), {"fclk0_mhz": 100.0})
     pynq.allocate = lambda shape, dtype, target: target.allocate(shape, dtype)
 
+    def mmio(address, length, device):
+        assert (address, length) == (CONTROL_BASE, 4096), "a Zynq would hang"
+        return Accelerator(device)
+
     def overlay(path, download, device):
+        if download:
+            device.log.append("download")
+            flags.write_text("0", encoding="ascii")
         found = types.SimpleNamespace(npu_0=Accelerator(device))
-        found.ip_dict = {"npu_0": {"type": VLNV}}
+        found.ip_dict = {"npu_0": {"type": VLNV, "phys_addr": CONTROL_BASE}}
         return found
+
+    pynq.MMIO = mmio
 
     pynq.Overlay = overlay
     monkeypatch.setitem(sys.modules, "pynq", pynq)
@@ -107,11 +138,13 @@ def board(monkeypatch):
 
 
 @pytest.fixture
-def driver(board, monkeypatch):
+def driver(board, flags, monkeypatch):
     """``host.pynq_device`` with the stand-in."""
     name = "tokenfabric.host.pynq_device"
     monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module(name)
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, "FLAGS", str(flags))
+    yield module
     sys.modules.pop(name, None)
 
 
@@ -150,8 +183,8 @@ def test_a_local_board_runs_frees_and_ends(driver, board, bitfile):
         assert device.read(100, 1) == 7
     low, high = 0x1000_0000, 0x1000_2000
     assert board.log == [
-        ("flush", low), ("control", 1), ("invalidate", low),
-        ("control", 4), ("free", low), ("free", high),
+        "download", ("flush", low), ("control", 1), ("invalidate", low),
+        ("control", 4), ("control", 1), ("free", high), ("free", low),
     ]  # fmt: skip
     for use in (lambda: device.read(0, 1), lambda: device.write(0, np.zeros(1, np.uint8))):
         with pytest.raises(DeviceLost, match="load it again"):
@@ -164,7 +197,8 @@ def test_the_next_model_takes_the_place_of_the_first(driver, board, bitfile):
         first.start()
         opened.device(Image())
         assert board.log == [
-            ("control", 1), ("control", 4), ("free", 0x1000_0000), ("free", 0x1000_2000)
+            "download", ("control", 1), ("control", 4), ("control", 1),
+            ("free", 0x1000_2000), ("free", 0x1000_0000),
         ]  # fmt: skip
         with pytest.raises(DeviceLost, match="windows are not the ones"):
             first.start()
@@ -177,7 +211,7 @@ def test_memory_above_the_ports_reach_is_given_back(driver, board, bitfile):
     with driver.Board(bitfile) as opened:
         with pytest.raises(UserError, match=r"at 0x100000000, .* below 0x100000000; boot with cma"):
             opened.device(Image())
-        assert board.log == [("free", (1 << 32) - 8192), ("free", 1 << 32)]
+        assert board.log == ["download", ("free", 1 << 32), ("free", (1 << 32) - 8192)]
 
 
 def test_memory_that_is_not_there(driver, board, bitfile, monkeypatch):
@@ -196,10 +230,146 @@ def test_memory_that_is_not_there(driver, board, bitfile, monkeypatch):
 def test_an_accelerator_at_work_is_left_alone(driver, board, bitfile):
     with driver.Board(bitfile) as opened:
         board.registers[offset("STATUS")] = State.RUNNING
-        for use in (lambda: driver.Board(bitfile), lambda: opened.device(Image())):
+        for use in (
+            lambda: driver.Board(bitfile, download=False),
+            lambda: driver.Board(bitfile, take=False),
+            lambda: opened.device(Image()),
+        ):
             with pytest.raises(UserError, match="at work for another program; wait"):
                 use()
-    assert board.log == []
+    assert board.log == ["download"]
+
+
+# --- what is in the fabric before it is programmed ------------------------------------------------
+
+
+def test_a_run_is_ended_before_the_fabric_is_programmed(driver, board, bitfile):
+    with driver.Board(bitfile) as opened:
+        opened.device(Image()).start()
+        driver.Board(bitfile).close()
+    assert board.log == [
+        "download", ("control", 1), ("control", 4), ("control", 1), "download",
+        ("free", 0x1000_2000), ("free", 0x1000_0000),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["0", "1", "20", "100", "ffff", "", "no number"])
+def test_a_fabric_that_others_programmed_is_not_touched(driver, board, bitfile, flags, text):
+    """Nothing may answer where ours was."""
+    driver.Board(bitfile).close()
+    flags.write_text(text, encoding="ascii")
+    board.registers[offset("STATUS")] = State.RUNNING
+    with pytest.raises(UserError, match="at work"):  # this one has it still after programming
+        driver.Board(bitfile)
+    assert board.log == ["download"] * 2
+
+
+def test_the_mark_is_left_when_the_accelerator_has_answered(driver, board, bitfile, flags):
+    assert flags.read_text() == "0\n"
+    board.registers[offset("IDENT")] = 0
+    with pytest.raises(UserError, match="not programmed"):
+        driver.Board(bitfile)
+    assert flags.read_text() == "0"
+    board.registers[offset("IDENT")] = registers.IDENT
+    driver.Board(bitfile, download=False).close()
+    assert flags.read_text() == "a0000000"
+
+
+def test_something_else_at_the_marks_address_is_left_alone(driver, board, bitfile):
+    driver.Board(bitfile).close()
+    board.registers[offset("IDENT")] = 0x1234
+    with pytest.raises(UserError, match="not programmed"):
+        driver.Board(bitfile)
+    assert board.log == ["download"] * 2
+
+
+def test_an_accelerator_that_does_not_let_go_is_not_programmed(driver, board, bitfile, monkeypatch):
+    from tokenfabric.host import driver as registers_driver
+
+    driver.Board(bitfile).close()
+    board.probed = Error.WATCHDOG
+    with pytest.raises(DeviceTimeout, match="does not let go of the memory; restart the board"):
+        driver.Board(bitfile)
+    monkeypatch.setattr(registers_driver, "END_SECONDS", 0.2)
+    board.registers[offset("STATUS")], board.end = State.RUNNING, lambda: None
+    with pytest.raises(DeviceTimeout, match="does not let go of the memory; restart the board"):
+        driver.Board(bitfile)
+    assert board.log.count("download") == 1
+
+
+def test_an_older_accelerator_is_ended_and_refused_in_one_line(driver, board, bitfile):
+    driver.Board(bitfile).close()
+    board.registers[offset("ABI")] = 2
+    board.registers[offset("STATUS")] = State.RUNNING
+    with pytest.raises(UserError, match="ABI version 2, this software has 3; build it again"):
+        driver.Board(bitfile)
+    assert board.log == ["download", ("control", 4), ("control", 1), "download"]
+
+
+# --- memory that is not let go of -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["close", "next", "error", "exit"])
+def test_memory_in_use_is_not_given_back(driver, board, bitfile, capsys, monkeypatch, end):
+    at_exit = []
+    monkeypatch.setattr(driver.atexit, "register", at_exit.append)
+    opened = driver.Board(bitfile)
+    opened.device(Image()).start()
+    board.probed = Error.WATCHDOG
+    if end == "next":
+        with pytest.raises(DeviceTimeout, match="restart the board"):
+            opened.device(Image())
+    elif end == "exit":
+        at_exit[0]()
+    else:
+        with pytest.raises(KeyboardInterrupt), opened:
+            raise KeyboardInterrupt
+    opened.close()
+    assert not any("free" in entry for entry in board.log)
+    assert all(buffer.freed for buffer in board.buffers)  # so that no destructor frees them
+    said = capsys.readouterr().err
+    assert said.count("\n") == (end != "next")
+    assert end == "next" or "its memory stays allocated: the accelerator does not let" in said
+
+
+def test_an_interrupted_close_is_done_at_the_next(driver, board, bitfile):
+    opened = driver.Board(bitfile)
+    opened.device(Image()).start()
+    end, board.end = board.end, lambda: pytest.fail("interrupted", pytrace=False)
+    with pytest.raises(pytest.fail.Exception, match="interrupted"):
+        opened.close()
+    assert not any("free" in entry for entry in board.log)
+    board.end = end
+    opened.close()
+    assert [entry for entry in board.log if "free" in entry] == [
+        ("free", 0x1000_2000), ("free", 0x1000_0000)
+    ]  # fmt: skip
+
+
+def test_the_heartbeat_is_half_a_second_of_the_boards_clock(driver, board, bitfile):
+    with driver.Board(bitfile) as opened:
+        opened.device(Image())
+        assert board.registers[offset("HEARTBEAT")] == round(opened.config.clock_mhz * 500_000)
+        opened.device(Image(), heartbeat=777)
+        assert board.registers[offset("HEARTBEAT")] == 777
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (("STATUS", State.RUNNING), "the accelerator is at work for another program"),
+        (("ABI", 2), "has an accelerator of ABI version 2, this software has 3"),
+        (("FINGERPRINT_LO", 1), "the accelerator's fingerprint is"),
+    ],
+)
+def test_doctor_says_what_is_in_the_fabric(driver, board, bitfile, capsys, change, line):
+    driver.Board(bitfile).close()
+    board.registers[offset(change[0])] = change[1]
+    assert main(["doctor", "--bitstream", str(bitfile)]) == 1
+    out = capsys.readouterr().out.splitlines()
+    (found,) = (number for number, text in enumerate(out) if text.startswith("--  board"))
+    assert line in out[found] and out[found + 1].strip().startswith("-> ")
+    assert ("control", 4) not in board.log
 
 
 def test_without_pynq_one_line_says_what_to_install(bitfile, capsys, monkeypatch):
@@ -357,10 +527,10 @@ class Refusal(Exception):
 
 
 @pytest.fixture
-def caller(driver):
+def caller():
     """A Caller, with what it does when it hangs up."""
     hung_up = threading.Event()
-    made = driver.Caller("the board", 0.2, hung_up.set)
+    made = Caller("the board", 0.2, hung_up.set)
     made.hung_up = hung_up
     yield made
     made.close()

@@ -4,11 +4,29 @@ import numpy as np
 from streams import simulate
 from tokenfabric.core import registers
 from tokenfabric.core.config import preset
-from tokenfabric.rtl.registers import WRITTEN, Registers, live_names
+from tokenfabric.rtl.registers import Registers
 
 CFG = preset("tiny")
 OFFSETS = {register.name: register.offset for register in registers.REGISTERS}
+FIRST = {
+    "WINDOW_BASE": 0,
+    "WINDOW_SIZE": 0,
+    "JOB_BASE": 0,
+    "JOB_SIZE": 0,
+    "WATCHDOG": 1 << 20,
+    "HEARTBEAT": 0,
+    "SEEN": 1 << 31,
+}
+STEADY = ("WINDOW_BASE", "WINDOW_SIZE", "JOB_BASE", "JOB_SIZE", "WATCHDOG")
 COUNTS = [1000 + n for n in range(registers.SATURATION_COUNTERS)]
+
+# What the map says, and not what the unit does: who writes which, and what they hold before.
+BEFORE = {"WATCHDOG": 1 << 20, "SEEN": 1 << 31}
+WRITTEN = {r.name: BEFORE.get(r.name, 0) for r in registers.REGISTERS if r.access == "rw"}
+FIXED = {"IDENT", "ABI", "FINGERPRINT_LO", "FINGERPRINT_HI"}
+OTHERS = {f"READ_BEATS_{port}" for port in range(CFG.ports, registers.MAX_PORTS)}  # read as 0
+OTHERS |= {f"SATURATED_{n}" for n in range(registers.SATURATION_COUNTERS)}
+LIVE = {r.name for r in registers.REGISTERS if r.access == "ro"} - FIXED - OTHERS
 
 
 async def stall(ctx, rng):
@@ -46,7 +64,7 @@ async def read(ctx, bus, rng, offset):
 
 def test_registers():
     rng, dut, commands = np.random.default_rng(2), Registers(CFG), []
-    live = {name: int(rng.integers(1 << 32)) for name in live_names(CFG)}
+    live = {name: int(rng.integers(1 << 32)) for name in sorted(LIVE)}
     fingerprint = int(CFG.fingerprint, 16)
     model = {name: 0 for name in OFFSETS} | live | WRITTEN
     model |= {"IDENT": registers.IDENT, "ABI": registers.ABI_VERSION}
@@ -66,21 +84,28 @@ def test_registers():
         for name, value in live.items():
             ctx.set(getattr(dut, name.lower()), value)
         asked = []
-        for _ in range(3):
+        for locked in (0, 1, 0):
+            ctx.set(dut.locked, locked)
             for name in (list(OFFSETS)[i] for i in rng.permutation(len(OFFSETS))):
                 assert await read(ctx, dut.bus, rng, OFFSETS[name]) == model[name], name
                 other = list(OFFSETS)[rng.integers(len(OFFSETS))]  # read-only ones, too
                 value, whole = int(rng.integers(1 << 32)), bool(rng.integers(4))
                 await write(ctx, dut.bus, rng, OFFSETS[other], value, 15 if whole else 7)
-                if whole and other in WRITTEN:
+                if whole and other in WRITTEN and not (locked and other in STEADY):
                     model[other] = value
                 if whole and other == "CONTROL" and value & 7:
-                    asked.append([value >> bit & 1 for bit in range(3)])
+                    asked.append([int(value & 7 == 1), int(value & 6 == 2), value >> 2 & 1])
                 name = list(WRITTEN)[rng.integers(len(WRITTEN))]
                 assert ctx.get(getattr(dut.written, name)) == model[name]
-            await write(ctx, dut.bus, rng, OFFSETS["CONTROL"], 5)
-            asked.append([1, 0, 1])
+            for word in range(1, 8):
+                await write(ctx, dut.bus, rng, OFFSETS["CONTROL"], word)
+                asked.append([int(word == 1), int(word & 6 == 2), word >> 2 & 1])
         await ctx.tick().repeat(3)
         assert commands == asked
+        ctx.set(dut.rst, 1)
+        await ctx.tick()
+        ctx.set(dut.rst, 0)
+        for name, first in FIRST.items():
+            assert await read(ctx, dut.bus, rng, OFFSETS[name]) == first
 
     simulate(dut, [bench], background=[counters, strobes])

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from checkpoints import TINY, hf_config
@@ -58,6 +59,13 @@ def test_impossible_shapes_are_refused_by_name(change, words):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
 
 
+@pytest.mark.parametrize("scale", [[1.0, 0.5], (1.0,), (1.0, 0.0), (1.0, float("nan")), (1, 1), 3])
+def test_rope_scale_is_one_number_per_pair(scale):
+    assert replace(TINY, rope_scale=(1.0, 0.5)).head_dim == 4
+    with pytest.raises(UserError, match=r"rope_scale=.* for each of the 2 pairs"):
+        replace(TINY, rope_scale=scale)
+
+
 def read(tmp_path, change, drop=()):
     config = {k: v for k, v in (hf_config(TINY) | change).items() if k not in drop}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -88,22 +96,43 @@ def test_rope_theta_in_every_generation_of_config(tmp_path, change):
     assert read(tmp_path, change).rope_theta == 5e5
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"architectures": ["MistralForCausalLM"]}, r"architectures=\['MistralForCausalLM'\]"),
+        ({"architectures": ["MixtralForCausalLM"]}, r"architectures=\['MixtralForCausalLM'\]"),
         (
             {"architectures": None, "model_type": "gpt2"},
-            "model_type='gpt2'.*supported: llama, qwen2",
+            "model_type='gpt2'.*supported: llama, qwen2, mistral",
         ),
         ({"attention_bias": True}, "attention_bias=True is not supported"),
         ({"mlp_bias": True}, "mlp_bias=True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config="),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "rope_scaling of type 'llama3'"),
-        ({"rope_scaling": {"type": "linear"}}, "rope_scaling of type 'linear'"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters of type 'yarn'"),
+        ({"rope_scaling": {"type": "longrope"}}, "rope_scaling: type 'longrope' is not supported"),
+        ({"rope_scaling": {"type": ["linear"]}}, r"rope_scaling: type \['linear'\] is not"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor=None must be a"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling: factor=None must be a number above"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor=0 must be a number above 0"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor='2' must be a number"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": True}}, "factor=True must be a num"),
+        (
+            {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}},
+            "low_freq_factor=1 is not below high_freq_factor=1",
+        ),
+        (
+            {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "linear", "factor": 2}},
+            "rope_scaling and rope_parameters contradict each other; remove one",
+        ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
         ({"rope_parameters": {"rope_theta": 7.0}}, "rope_theta has two values"),
         ({"rope_scaling": 3}, "rope_scaling=3 is not an object"),
@@ -142,3 +171,37 @@ def test_config_that_is_no_json_object(tmp_path, text, words):
 def test_folder_without_config(tmp_path):
     with pytest.raises(UserError, match=r"config\.json: no such file"):
         shape_from(tmp_path)
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(hf_config(TINY)).encode())
+    assert shape_from(path) == TINY
+
+
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+
+
+@pytest.mark.parametrize(
+    ("change", "context"),
+    [
+        ({"sliding_window": None}, 9000),
+        ({"sliding_window": 9000}, 9000),
+        ({"sliding_window": 100}, 100),  # up to there attention sees everything
+        ({}, 4096),  # the default of the class
+        ({"architectures": None, "sliding_window": None}, 9000),
+    ],
+)
+def test_the_window_of_mistral_bounds_the_context(tmp_path, change, context):
+    shape = read(tmp_path, {**MISTRAL, "max_position_embeddings": 9000, **change})
+    assert shape == replace(TINY, arch="mistral", context=context)
+
+
+def test_a_window_that_is_no_number_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"config.json: sliding_window=\[4\] is no number of pos"):
+        read(tmp_path, {**MISTRAL, "sliding_window": [4]})
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_the_dtype_of_a_config_changes_nothing(tmp_path, key):
+    assert read(tmp_path, {key: "bfloat16"}) == TINY

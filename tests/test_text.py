@@ -59,6 +59,25 @@ def test_text_and_tokens_are_those_of_the_session():
     assert list(generation) == [], "it is over"
 
 
+@pytest.mark.parametrize("bos", [1, None])
+def test_a_prompt_begins_with_the_bos_of_the_tokenizer(bos):
+    tokenizer = replace(byte_tokenizer(), bos=bos, added=[["<s>", 1, False, False, False]])
+    model = speaking_model()
+    model.tokenizer = tokenizer.to_bytes()
+    image = compile_model(model, preset("tiny"))
+    llm = LLM(make_device("golden", preset("tiny"), image.memory()), image)
+    begins = [] if bos is None else [bos]
+    for prompt, ids in (("a", [*begins, 100]), ("<s>a", [1, 100])):
+        generation = llm.generate(prompt, max_tokens=3)
+        assert len(generation.tokens) == 3 and generation.stats.prompt_tokens == len(ids)
+        assert llm.session.tokens == [*ids, *generation.tokens[:2]]
+        assert len(llm.chat("b", max_tokens=1).tokens) == 1  # goes on: nothing begins here
+        assert llm.session.tokens == [*ids, *generation.tokens, 101]
+    if bos is None:
+        with pytest.raises(UserError, match="the prompt is empty; give at least one token"):
+            llm.generate("")
+
+
 def test_characters_come_whole():
     text = "añ漢🦊!"
     generation = Says(text.encode()).generate("x")

@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from byte_tokenizers import put, save_bytes_tokenizer, template
 from tokenfabric.core.errors import UserError
 from tokenfabric.host import tokenizer as module
 from tokenfabric.host.tokenizer import Decoder, Tokenizer, find_tokenizer, load_tokenizer
@@ -130,6 +131,11 @@ def metaspace(lib, scheme, split=True, **more):
     } | more
 
 
+def words(lib, pre_tokenizer, **more):
+    """Words without their spaces, and no decoder."""
+    return {"pre_tokenizer": pre_tokenizer, "model": {"unk_token": "<unk>"}, "special": UNK} | more
+
+
 def added_tokens(lib):
     return {
         "added": [
@@ -174,6 +180,27 @@ KINDS = {
     "unk": lambda lib: metaspace(
         lib, "always", limit=40, model={"unk_token": "<unk>"}, special=UNK
     ),
+    "whitespace": lambda lib: words(lib, lib.pre_tokenizers.Whitespace()),
+    "whitespace split": lambda lib: words(lib, lib.pre_tokenizers.WhitespaceSplit(), limit=60),
+    "bert": lambda lib: words(
+        lib, lib.pre_tokenizers.BertPreTokenizer(), normalizer=lib.normalizers.Lowercase()
+    ),
+    "delimiter": lambda lib: words(lib, lib.pre_tokenizers.CharDelimiterSplit(" ")),
+    "removed": lambda lib: words(lib, lib.pre_tokenizers.Split(lib.Regex("[ .]+"), "removed")),
+    "kept": lambda lib: words(
+        lib, lib.pre_tokenizers.Split(lib.Regex(r"\p{L}+|\d"), "removed", invert=True)
+    ),
+    "punctuation, metaspace first": lambda lib: metaspace(
+        lib,
+        "first",
+        pre_tokenizer=lib.pre_tokenizers.Sequence(
+            [
+                lib.pre_tokenizers.Split("\n", "removed"),
+                lib.pre_tokenizers.Punctuation(),
+                lib.pre_tokenizers.Metaspace(prepend_scheme="first"),
+            ]
+        ),
+    ),
     "fused unk": lambda lib: metaspace(
         lib, "always", limit=40, model={"unk_token": "<unk>", "fuse_unk": True}, special=UNK
     ),
@@ -198,7 +225,8 @@ def test_encodes_as_the_tokenizers_library(pair):
     for text in texts:
         want = theirs.encode(text, add_special_tokens=False).ids
         assert ours.encode(text, bos=False) == want, text
-        assert ours.encode(text) == [ours.bos, *want]
+        # a text that spells the BOS out gets no second one
+        assert ours.encode(text) == (want if want[:1] == [ours.bos] else [ours.bos, *want])
 
 
 def test_decodes_as_the_tokenizers_library(pair):
@@ -354,76 +382,42 @@ def test_decoder_holds_incomplete_characters_back(tmp_path):
     assert ours.decode([a, 10_000, -1, a]) == "a\ufffd\ufffda"
 
 
-# Where BOS and EOS come from
+def test_a_tokenizer_without_decoder(tmp_path):
+    ours = load_tokenizer(save_bytes_tokenizer(tmp_path, put("decoder", value=None)))
+    assert ours.decode(ours.encode("ab!a")) == "ab!a"
+
+    def marks(data):  # Llama 2's way, whose decoder was lost
+        data.update(decoder=None, pre_tokenizer=None)
+        steps = [{"type": "Prepend", "prepend": "!"}]
+        steps.append({"type": "Replace", "pattern": {"String": " "}, "content": "!"})
+        data["normalizer"] = {"type": "Sequence", "normalizers": steps}
+
+    ours = load_tokenizer(save_bytes_tokenizer(tmp_path, marks))
+    assert ours.decode(ours.encode("ab a")) == "ab a"
+
+    def plain(data):  # spaces are pieces themselves
+        data.update(decoder=None, pre_tokenizer=None)
+        data["model"]["vocab"][" "] = 160
+
+    ours = load_tokenizer(save_bytes_tokenizer(tmp_path, plain))
+    assert ours.decode(ours.encode("ab a")) == "ab a"
 
 
-def save_bytes_tokenizer(folder, edit=None):
-    """A tokenizer.json with one piece per byte and two specials, written without any library."""
-    alphabet = {chr(c): i for i, c in enumerate([*range(0x21, 0x7F), *range(0xA1, 0xAD)])}
-    data = {
-        "added_tokens": [
-            {"id": 200 + i, "content": content, "special": True, "normalized": False}
-            for i, content in enumerate(["<s>", "</s>", "<|im_end|>"])
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel"},
-        "model": {"type": "BPE", "vocab": alphabet | {"ab": 150}, "merges": ["a b"]},
-    }
-    if edit:
-        edit(data)
-    folder.mkdir(exist_ok=True)
-    path = folder / "tokenizer.json"
-    path.write_text(json.dumps(data))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("files", "bos", "eos"),
-    [
-        ({}, 200, [201]),
-        ({"config.json": {"bos_token_id": 202, "eos_token_id": [201, 202]}}, 202, [201, 202]),
-        ({"tokenizer_config.json": {"bos_token": "</s>", "eos_token": "<s>"}}, 201, [200]),
-        ({"tokenizer_config.json": {"bos_token": {"content": "</s>"}}}, 201, [201]),
-        (
-            {
-                "generation_config.json": {"eos_token_id": [202, 201]},
-                "config.json": {"bos_token_id": None, "eos_token_id": 201},
-            },
-            200,
-            [202, 201],
-        ),
-    ],
-)
-def test_bos_and_eos(tmp_path, files, bos, eos):
-    save_bytes_tokenizer(tmp_path)
-    for name, data in files.items():
-        (tmp_path / name).write_text(json.dumps(data))
-    ours = load_tokenizer(tmp_path)
-    assert (ours.bos, ours.eos, ours.vocab) == (bos, eos, 203)
-
-
-def test_an_end_marker_shows_nothing_even_if_it_is_no_special_token(tmp_path):
-    save_bytes_tokenizer(tmp_path)
-    assert load_tokenizer(tmp_path).decode([64, 150, 201]) == "aab"
-    (tmp_path / "config.json").write_text('{"eos_token_id": 150}')
-    assert load_tokenizer(tmp_path).decode([64, 150, 201]) == "a"
-
-
-def test_bos_of_a_template(tmp_path):
+def test_words_that_lost_their_spaces_get_them_back(tmp_path):
     def edit(data):
-        special = [{"SpecialToken": {"id": "<|im_end|>", "type_id": 0}}, {"Sequence": {}}]
-        template = {"type": "TemplateProcessing", "single": special}
-        data["post_processor"] = {"type": "Sequence", "processors": [template]}
+        data.update(decoder=None, pre_tokenizer={"type": "Whitespace"})
 
-    assert load_tokenizer(save_bytes_tokenizer(tmp_path, edit)).bos == 202
+    ours = load_tokenizer(save_bytes_tokenizer(tmp_path, edit))
+    ids = ours.encode("ab ab")
+    assert ids == [200, 150, 150] and ours.decode(ids) == "ab ab"
+    decoder = ours.decoder(start=False)
+    assert [decoder.push(150), decoder.push(201), decoder.push(64)] == [" ab", "", " a"]
+    assert Tokenizer.from_bytes(ours.to_bytes()) == ours
 
 
-def test_no_bos(tmp_path):
-    path = save_bytes_tokenizer(tmp_path, lambda data: data.update(added_tokens=[]))
-    with pytest.raises(UserError, match="no BOS token is named; put bos_token"):
-        load_tokenizer(path)
+def test_a_blob_says_only_what_is_unusual(tmp_path):
+    blob = load_tokenizer(save_bytes_tokenizer(tmp_path)).to_bytes()
+    assert b'"strip_space":' in blob and b'"between":' not in blob
 
 
 # Bad input
@@ -435,15 +429,6 @@ def refused(words, call, *arguments):
     message = str(caught.value)
     assert "\n" not in message and len(message) < 600
     return message
-
-
-def put(*keys, value):
-    def edit(data):
-        for key in keys[:-1]:
-            data = data[key]
-        data[keys[-1]] = value
-
-    return edit
 
 
 def regex_split(pattern):
@@ -466,21 +451,25 @@ def regex_split(pattern):
         (put("model", "merges", value=["a"]), "not a tokenizer.json"),
         (put("model", "merges", value=["a c"]), "merge 0 makes 'ac', which is not in the vocab"),
         (put("model", value=None), "not a tokenizer.json"),
-        (put("normalizer", value={"type": "Lowercase"}), "normalizer 'Lowercase'"),
+        (put("normalizer", value={"type": "StripAccents"}), "normalizer 'StripAccents'"),
         (
             put("normalizer", value={"type": "Replace", "pattern": {"Regex": "x"}, "content": ""}),
             "normalizer 'Replace'",
         ),
-        (put("pre_tokenizer", value={"type": "Whitespace"}), "pre_tokenizer 'Whitespace'"),
-        (put("pre_tokenizer", "type", value="Punctuation"), "pre_tokenizer 'Punctuation'"),
+        (put("pre_tokenizer", value={"type": "UnicodeScripts"}), "pre_tokenizer 'UnicodeScripts'"),
         (
-            put("pre_tokenizer", value=regex_split("a") | {"behavior": "Removed"}),
-            "pre_tokenizer 'Split'",
+            put("pre_tokenizer", value={"type": "Punctuation", "behavior": "Contiguous"}),
+            "pre_tokenizer 'Punctuation Contiguous'",
         ),
-        (put("decoder", value=None), r"decoder \[None\]"),
+        (
+            put("pre_tokenizer", value=regex_split("a") | {"behavior": "MergedWithNext"}),
+            "pre_tokenizer 'Split MergedWithNext'",
+        ),
         (put("decoder", value={"type": "WordPiece"}), r"decoder \['WordPiece'\]"),
         (put("added_tokens", 0, "single_word", value=True), "single_word '<s>'"),
         (put("added_tokens", 2, "id", value=-5), "not ids below 202"),
+        (put("post_processor", value=template("<s>", "<s>")), "puts tokens .* only one, an added"),
+        (put("post_processor", value=template("a")), "puts tokens .64. before a text; only one"),
         (put("added_tokens", 0, "id", value=10**12), "vocab with id"),
     ],
 )
@@ -517,12 +506,16 @@ LLAMA_DECODER = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"ty
 
 def test_tokenizer_file_or_folder_that_is_none(tmp_path):
     refused("no such file", load_tokenizer, tmp_path / "tokenizer.bin")
-    refused("tokenizer.json: no such file", load_tokenizer, tmp_path)
+    refused("tokenizer.json: no such file; .*give --tokenizer FILE", load_tokenizer, tmp_path)
+    (tmp_path / "vocab.json").write_text("{}")
+    refused("vocab.json is not read, only tokenizer.json", load_tokenizer, tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
     refused("tokenizer.model is not read", load_tokenizer, tmp_path)
     refused("not a llama2.c tokenizer.bin", load_tokenizer, tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer.json").write_text("{")
     refused("not valid JSON", load_tokenizer, tmp_path)
+    (tmp_path / "tokenizer.json").write_text("[]")
+    refused("tokenizer.json: the JSON holds a list", load_tokenizer, tmp_path)
     refused("neither tok40.bin nor tokenizer.bin", find_tokenizer, tmp_path / "m.bin", 40)
     (tmp_path / "tokenizer.bin").write_bytes(b"x")
     assert find_tokenizer(tmp_path / "m.bin", 40) == tmp_path / "tokenizer.bin"
@@ -531,14 +524,50 @@ def test_tokenizer_file_or_folder_that_is_none(tmp_path):
     assert find_tokenizer(tmp_path, 40) == tmp_path
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 98765\n"
+
+
+def test_files_that_only_stand_for_others(tmp_path):
+    save_bytes_tokenizer(tmp_path)
+    names = ["config.json", "generation_config.json", "special_tokens_map.json"]
+    for name in [*names, "tokenizer_config.json", "tokenizer.json"]:
+        path = tmp_path / name
+        path.write_text(POINTER)
+        refused(f"{name}: is a Git LFS pointer to a file of 98,765 b", load_tokenizer, tmp_path)
+        path.unlink()
+        path.symlink_to("blobs/nowhere")  # as an unfinished download leaves it
+        refused(f"{name}: a link to a file that is not there", load_tokenizer, tmp_path)
+        path.unlink()
+    path = tmp_path / "tokenizer.bin"
+    path.write_text(POINTER)
+    refused("tokenizer.bin: is a Git LFS pointer", load_tokenizer, path)
+
+
 def test_tokenizer_of_another_model(tmp_path):
     path = write_tokenizer_bin(tmp_path / "t.bin")
     assert load_tokenizer(path, 268).vocab == 268
     refused("268 tokens, the checkpoint has only 267", load_tokenizer, path, 267)
-    refused("268 tokens, the checkpoint has 269", load_tokenizer, path, 269)
+    assert load_tokenizer(path, 320).vocab == 268  # rows of padding are usual
     path = save_bytes_tokenizer(tmp_path / "hf")
-    assert load_tokenizer(path, 256).vocab == 203  # rows of padding are usual there
-    refused("203 tokens, the checkpoint has only 202", load_tokenizer, path, 202)
+    assert load_tokenizer(path, 256).vocab == 203
+    refused("151 tokens, the checkpoint has only 150", load_tokenizer, path, 150)
+
+
+def test_an_added_token_without_a_row_cannot_be_used(tmp_path):
+    def edit(data):
+        pad = {"id": 203, "content": "<pad>", "special": True}
+        data["added_tokens"] += [pad, {"id": 205, "content": "<more>"}]
+
+    path = save_bytes_tokenizer(tmp_path, edit)
+    config = tmp_path / "config.json"
+    config.write_text('{"eos_token_id": [201, 203]}')
+    whole, ours = load_tokenizer(path), load_tokenizer(path, 203)
+    assert (whole.vocab, ours.vocab) == (206, 203) and load_tokenizer(path, 204).vocab == 204
+    assert whole.encode("<pad>")[-1] == 203 and whole.eos == [201, 203]
+    assert max(ours.encode("<pad><more>")) < 203 and ours.eos == [201]
+    assert ours.decode(ours.encode("<pad>")) == "<pad>"
+    config.write_text('{"bos_token_id": 203}')
+    refused("begins with token 203, the checkpoint has only 203", load_tokenizer, path, 203)
 
 
 def test_damaged_tokenizer_bin(tmp_path):
@@ -574,7 +603,8 @@ def good_fields(tmp_path):
         ({"pieces": []}, "vocabulary of 0"),
         ({"pieces": ["a", 1]}, "pieces are not strings"),
         ({"bos": 203}, "bos 203 is not an id below 203"),
-        ({"bos": None}, "bos None"),
+        ({"bos": -1}, "bos -1"),
+        ({"between": 1}, "between is not a string"),
         ({"eos": [True]}, "eos"),
         ({"special": 3}, "special tokens 3"),
         ({"unk": -1}, "unk -1"),

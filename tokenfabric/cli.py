@@ -33,7 +33,7 @@ COMMANDS = (
     "bitstream",
     "doctor",
 )
-USER_ERROR, FAILURE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 1, 130, 141, 143
+USER_ERROR, FAILURE, INTERRUPTED, BROKEN_PIPE, SIGNALLED = 2, 1, 130, 141, 128
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,13 +67,18 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. 2: bad input, 1: it failed, 130: interrupted.
 
-    For the main thread, since it looks after SIGTERM while it runs.
+    For the main thread, since it looks after SIGTERM and SIGHUP while it runs.
     """
-    before = signal.signal(signal.SIGTERM, _terminate)
+    ending = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in ending}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup: it is to go on without its terminal
+            signal.signal(number, _terminate)
     try:
         return _guarded(argv)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _guarded(argv: Sequence[str] | None) -> int:
@@ -127,8 +132,8 @@ def _say(text: str, code: int) -> int:
     return code
 
 
-def _terminate(*_: object) -> NoReturn:
-    sys.exit(TERMINATED)  # so that everything half-written is removed on the way out
+def _terminate(number: int, _: object) -> NoReturn:
+    sys.exit(SIGNALLED + number)  # so that everything half-written is removed on the way out
 
 
 if __name__ == "__main__":

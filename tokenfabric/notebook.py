@@ -84,6 +84,10 @@ def load(
     ``tokenfabric generate``.
     """
     path = inputs.shipped_model() if model is None else Path(model)
+    if isinstance(on, str):
+        from tokenfabric.sim.devices import check_device
+
+        check_device(on)  # before the model is quantized for it
     accelerator = preset if isinstance(on, str) else on.config
     with Progress() as progress:
         cfg, image = inputs.load_image(path, tokenizer, accelerator, context, progress, slots)

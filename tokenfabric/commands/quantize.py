@@ -22,9 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tokenfabric.quant.quantize import quantize_checkpoint
+    from tokenfabric.quant.evaluate import read_lines
+    from tokenfabric.quant.quantize import check_recipe, quantize_checkpoint
 
     check_output(args.output)
+    check_recipe(args.recipe)
+    if args.calibration is not None:
+        read_lines(args.calibration)
     path = Path(args.checkpoint)
     if kind_of(path) != "checkpoint":
         raise UserError(f"{path}: is quantized already; give the checkpoint it was made from")

