@@ -3,6 +3,7 @@
 # make test        all tests        make lint    style and types
 # make test-board  the tests with PYNQ, 3.1 and 4.0, against virtual boards
 # make test-gates  the ULX3S's netlist, gate by gate, against the golden device (an hour or more)
+# make test-configs   fifty random accelerators, each built and compared with the golden device (an hour)
 # make bench       cycles against their baselines, and how fast the simulation is
 # make bench-update   the same written as the new baselines, after a change that was meant
 # make identity    hashes of Verilog, programs, streams and model files against their baselines
@@ -26,7 +27,7 @@ TYPES := build/types/tokenfabric
 
 export PROMPT
 
-.PHONY: demo demo-board test test-board test-gates lint identity identity-update metrics bench bench-update transcripts model clean distclean
+.PHONY: demo demo-board test test-board test-gates test-configs lint identity identity-update metrics bench bench-update transcripts model clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -47,6 +48,9 @@ test-board: .venv-pynq4/.done .venv-pynq3/.done
 
 test-gates: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -s tests/gates $(ARGS)
+
+test-configs: $(VENV)/.dev
+	$(BIN)/python -m pytest -v tests/configs $(ARGS)
 
 # mypy does not follow the package-dir mapping of an editable install: it gets a tree of links.
 lint: $(VENV)/.dev

@@ -64,7 +64,7 @@ class Dram {
     burst.beats = static_cast<uint8_t>(beats);
     burst.response = response;
     burst.served = false;
-    burst.arrival = cycle + p_.request_cycles;
+    burst.arrival = cycle + way_of(port);
     wake_ = std::min(wake_, burst.arrival);
   }
 
@@ -83,9 +83,9 @@ class Dram {
   }
 
   // Called when a burst has both its address and its last beat.
-  void write_complete(WriteBurst& burst, int64_t cycle) {
+  void write_complete(const DramPort& port, WriteBurst& burst, int64_t cycle) {
     burst.served = false;
-    burst.arrival = cycle + p_.request_cycles;
+    burst.arrival = cycle + way_of(port);
     wake_ = std::min(wake_, burst.arrival);
   }
 
@@ -356,13 +356,18 @@ class Dram {
 
   template <class Burst>
   void describe(BusUse& use, const Entry& entry, const Burst& burst, int64_t done) {
-    use.accepted = burst.arrival - p_.request_cycles;
+    use.accepted = burst.arrival - way_of(ports_[entry.port]);
     use.arrival = burst.arrival;
     use.enter = entry.enter >> kFraction;
     use.done = done;
     use.address = burst.address;
     use.bytes = static_cast<uint16_t>(burst.beats * beat_bytes_);
     use.port = entry.port;
+  }
+
+  // Cycles from an AXI port to the controller.
+  int64_t way_of(const DramPort& port) const {
+    return p_.request_cycles + p_.detour_cycles[&port - &ports_[0]];
   }
 
   // The row's last user is served: open the row of the oldest burst that waits for this bank.

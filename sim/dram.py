@@ -5,7 +5,8 @@ those of ``core/config.py``. Speed claims rest on
 it. Times of banks and refresh are those of the data sheets. What no data sheet tells (how far the
 controller looks ahead, when it turns the bus round, what each write costs it) is fitted to AMD's
 measurements: "DDR Efficiency" in the Zynq-7000 manual (UG585), which ``tests/test_dram.py``
-compares with the model. For Zynq UltraScale+ there is no such table: sequential reads are held to
+compares with the model. The manual does not say how wide its bus was; the fit takes 16 bits, as on
+a PYNQ-Z2, and holds for no other: a Zynq-7000 with 32 needs another one. For Zynq UltraScale+ there is no such table: sequential reads are held to
 the 93 % that the best published design reached (Hummingbird, arXiv 2507.03308), and
 streams that meet in the same banks to the 64 % that was measured where nobody had aligned them.
 """
@@ -13,6 +14,7 @@ streams that meet in the same banks to the 64 % that was measured where nobody h
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -33,6 +35,12 @@ MAX_PORTS = 8
 # processing system, which are taken to be idle; HPC0 goes through the cache-coherent interconnect.
 CONTROLLER_PORTS = {"hp0": 3, "hp1": 4, "hp2": 4, "hp3": 5, "hpc0": 1}
 
+# What that interconnect adds to a read's latency. An assumption: UG1085 ("APU Coherent Interfaces")
+# says that HPC0 and HPC1 "have a longer latency to DDR" and no figure, nor was one found elsewhere.
+# 50 ns are 27 cycles of the interconnect, there and back. From 0 to 200 ns decoding loses less than
+# a hundredth on kv260 (tests/test_dram.py): the FIFOs hide it.
+DETOUR_NS = {"hpc0": 50.0}
+
 
 class DramParameters(ctypes.Structure):
     """``struct DramParameters`` of dram_bursts.h: times in fabric cycles << 16, others in units."""
@@ -45,7 +53,7 @@ class DramParameters(ctypes.Structure):
             " refresh_interval refresh request_cycles return_cycles read_window write_window"
             " turn_accesses max_reads max_writes read_fifo_beats controller_byte"
         ).split()
-    ] + [("controller_port", ctypes.c_int64 * MAX_PORTS)]
+    ] + [(name, ctypes.c_int64 * MAX_PORTS) for name in ("controller_port", "detour_cycles")]
 
 
 def _exact(number: float | Fraction) -> Fraction:
@@ -96,6 +104,8 @@ class DramSpec:
     """10^9 bytes per second that one port of the controller reads; 0: as many as come."""
     controller_ports: tuple[int, ...] = tuple(range(MAX_PORTS))
     """The port of the controller that each AXI port leads to."""
+    detours_ns: tuple[float, ...] = (0.0,) * MAX_PORTS
+    """What the way of each AXI port adds to ``latency_cycles``."""
 
     def __post_init__(self) -> None:
         for name, most in (
@@ -111,6 +121,11 @@ class DramSpec:
             raise ValueError(f"{self.name}: read_fifo_beats={self.read_fifo_beats} is below 16")
         if not all(0 <= port < MAX_PORTS for port in self.controller_ports):
             raise ValueError(f"{self.name}: controller_ports={self.controller_ports}")
+        width = self.name.rpartition("-x")[2]
+        if width.isdecimal() and int(width) != 8 * self.bus_bytes:
+            raise ValueError(
+                f"{self.name}: bus_bytes={self.bus_bytes}: what is fitted holds for {width} bits"
+            )
         if self.latency_cycles < 1:
             raise ValueError(f"{self.name}: latency_cycles={self.latency_cycles} is below 1")
 
@@ -138,7 +153,10 @@ class DramSpec:
 
     def attached(self, ports: Sequence[str]) -> DramSpec:
         """With AXI ports that are these of :data:`CONTROLLER_PORTS`, in order."""
-        return self.replace(controller_ports=tuple(CONTROLLER_PORTS[port] for port in ports))
+        return self.replace(
+            controller_ports=tuple(CONTROLLER_PORTS[port] for port in ports),
+            detours_ns=tuple(DETOUR_NS.get(port, 0.0) for port in ports),
+        )
 
     def parameters(self, clock_mhz: float) -> DramParameters:
         """The numbers for dram.h, with fabric cycles of ``clock_mhz``."""
@@ -179,6 +197,9 @@ class DramSpec:
             read_fifo_beats=self.read_fifo_beats,
             controller_byte=time(controller_byte),
             controller_port=(ctypes.c_int64 * MAX_PORTS)(*self.controller_ports),
+            detour_cycles=(ctypes.c_int64 * MAX_PORTS)(
+                *(math.ceil(ns * clock_mhz / 1000) for ns in self.detours_ns)
+            ),
         )
 
 
@@ -216,8 +237,8 @@ DDR4_2400_X64 = DramSpec(
     activate_spacing_ns=5.3,
     four_activates_ns=30,
     write_recovery_ns=44,
-    write_to_read_ns=20.8,
-    read_to_write_ns=3.3,
+    write_to_read_ns=20.8,  # tWTR_L 7.5 + CL 13.3
+    read_to_write_ns=3.3,  # four clocks
     refresh_ns=350,  # 8 Gb chips
     read_extra_ns=0.075,
     write_extra_ns=0.25,
@@ -226,7 +247,28 @@ DDR4_2400_X64 = DramSpec(
     turn_bytes=2048,
     controller_port_gbps=8.53,  # 128 bits at the interconnect's 533 MHz
 )
-"""KV260 and KR260: four x16 chips on a Zynq UltraScale+."""
+"""Four x16 chips on a Zynq UltraScale+ at the most that its controller does.
+
+``read_extra_ns`` is an assumption: it is fitted to one published figure, 93 % of this peak (see
+above), and stands for whatever the controller loses besides refresh and turns. Between 0, the best
+there could be, and 0.4 ns a stream that is dealt to the ports reads 95.1 to 84.9 % (of 2133: 95.1
+to 85.9 %).
+"""
+
+DDR4_2133_X64 = DDR4_2400_X64.replace(
+    published=PUBLISHED["ddr4-2133-x64"],
+    # The clocks that U-Boot's psu_init of the K26 programs (speed bin 2133R, 16-16-16), times
+    # 0.9375 ns: tRCD and tRP 16, tRAS 36, tRRD 6, tFAW 32; tWTR_L 7.5 ns + CL 16; four clocks.
+    activate_ns=15,
+    precharge_ns=15,
+    row_active_ns=33.75,
+    activate_spacing_ns=5.625,
+    four_activates_ns=30,
+    write_to_read_ns=22.5,
+    read_to_write_ns=3.75,
+)
+"""KV260 and KR260: the K26's chips as its own boot firmware runs them, with what is assumed for
+2400: nobody has published a share of this peak."""
 
 SDR_65_X16 = DramSpec(
     published=PUBLISHED["sdr-65-x16"],
@@ -276,7 +318,8 @@ IDEAL = DramSpec(
 )
 """A latency and nothing else, for tests."""
 
-DRAMS = {spec.name: spec for spec in (DDR3_1050_X16, DDR4_2400_X64, SDR_65_X16, IDEAL)}
+_ALL = (DDR3_1050_X16, DDR4_2133_X64, DDR4_2400_X64, SDR_65_X16, IDEAL)
+DRAMS = {spec.name: spec for spec in _ALL}
 """By name, which is that of ``FabricConfig.dram``."""
 
 PATTERNS = ("regions", "random", "dealt")

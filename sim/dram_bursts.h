@@ -49,6 +49,7 @@ struct DramParameters {
   int64_t read_fifo_beats;  // per port: room that data needs before it is fetched
   Time controller_byte;     // of read data on a port of the controller; 0 = no limit
   int64_t controller_port[kMaxPorts];  // the controller's port that each AXI port leads to
+  int64_t detour_cycles[kMaxPorts];    // of each AXI port, besides request_cycles
 };
 
 struct ReadBurst {

@@ -76,7 +76,7 @@ extern "C" void tf_traffic(const tokenfabric::DramParameters* parameters, int po
       burst.response = kOkay;
       ++port.write_addresses;
       ++port.write_bodies;
-      dram.write_complete(burst, cycle);
+      dram.write_complete(port, burst, cycle);
     }
   }
 }

@@ -214,7 +214,7 @@ class WriteChannels {
     ++port_.counters.write_bursts;
     port_.counters.max_writes = std::max(port_.counters.max_writes,
                                          port_.dram->write_addresses - port_.dram->writes_returned);
-    if (burst.has_data) bus_.dram.write_complete(burst, bus_.cycle);
+    if (burst.has_data) bus_.dram.write_complete(*port_.dram, burst, bus_.cycle);
   }
 
   void sample_beat() {
@@ -247,7 +247,7 @@ class WriteChannels {
     if (!w.last) return;
     burst.has_data = true;
     ++port_.dram->write_bodies;
-    if (burst.has_address) bus_.dram.write_complete(burst, bus_.cycle);
+    if (burst.has_address) bus_.dram.write_complete(*port_.dram, burst, bus_.cycle);
   }
 
   Bus& bus_;

@@ -14,6 +14,8 @@ SHAPES = {
     "four-chunks": (32, 8, 4, 64),
     "wide": (32, 8, 8, 64),
     "kv260": (64, 16, 4, 128),
+    "long heads": (8, 8, 2, 256),
+    "longest heads": (8, 4, 2, 256),
 }
 STALLS = {"none": (0, 0), "slow source": (0.5, 0), "slow consumer": (0, 0.7), "both": (0.3, 0.3)}
 
@@ -125,6 +127,15 @@ def test_every_number_of_positions(name):
     counts = [*range(1, 19), 31, 32, 33, 70]
     shapes = [(int(rng.integers(2)), count, int(rng.integers(1, 4))) for count in counts]
     run(cfg, shapes, "both", 9)
+
+
+@pytest.mark.parametrize("name", ["long heads", "longest heads"])
+def test_heads_longer_than_a_burst(name):
+    """A position is more than a burst, of whole ones or not."""
+    cfg = config(name)
+    most = cfg.max_head_chunks
+    shapes = [(0, 1, most), (1, 3, most), (0, 17, 17), (1, 5, most - 1), (0, 4, 16), (1, 9, 25)]
+    run(cfg, shapes, "both", 15)
 
 
 @pytest.mark.parametrize("name", ["one-column", "four-chunks", "wide"])
