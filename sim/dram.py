@@ -1,14 +1,16 @@
 """The DRAM behind the simulated ports, in nanoseconds and bytes.
 
 :class:`DramSpec` holds the times, ``sim/dram.h`` the model that uses them; names and peaks are
-those of ``core/config.py``. Speed claims rest on
-it. Times of banks and refresh are those of the data sheets. What no data sheet tells (how far the
-controller looks ahead, when it turns the bus round, what each write costs it) is fitted to AMD's
-measurements: "DDR Efficiency" in the Zynq-7000 manual (UG585), which ``tests/test_dram.py``
-compares with the model. The manual does not say how wide its bus was; the fit takes 16 bits, as on
-a PYNQ-Z2, and holds for no other: a Zynq-7000 with 32 needs another one. For Zynq UltraScale+ there is no such table: sequential reads are held to
-the 93 % that the best published design reached (Hummingbird, arXiv 2507.03308), and
-streams that meet in the same banks to the 64 % that was measured where nobody had aligned them.
+those of ``core/dram.py``. Speed claims rest on it. Times of banks and refresh are those of the data
+sheets. What no data sheet tells (how far the controller looks ahead, when it turns the bus round,
+what each write costs it) is fitted to AMD's measurements: "DDR Efficiency" in the Zynq-7000 manual
+(UG585), which ``tests/test_dram.py`` compares with the model. The manual does not say how wide its
+bus was: the fit is one for 16 bits, as on a PYNQ-Z2. A Zynq-7000 with 32 needs another one, and a
+spec with another width under a name that says one is refused.
+
+For Zynq UltraScale+ there is no such table: sequential reads are held to the 93 % that the best
+published design reached (Hummingbird, arXiv 2507.03308), and streams that meet in the same banks to
+the 64 % that was measured where nobody had aligned them.
 """
 
 from __future__ import annotations
