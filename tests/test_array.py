@@ -4,8 +4,8 @@ from collections import deque
 
 import numpy as np
 import pytest
-from amaranth.sim import Simulator
 from matmul_jobs import LOAD, STREAM, K, V, blank, load_job, product_job, to_word
+from streams import simulate
 from tokenfabric.core import ops
 from tokenfabric.core.config import preset
 from tokenfabric.core.fixed import saturate
@@ -13,7 +13,6 @@ from tokenfabric.rtl.array import ArrayUnit
 from tokenfabric.rtl.layouts import MatmulDest
 
 SMALL = preset("tiny").replace(in_chunks=48, out_chunks=48, res_chunks=48)
-DEADLINE = 20_000
 STREAMS = ("words", "kv_words", "kv_scales")
 EVENTS = ("count_busy", "wait_weights", "wait_kv", "wait_room", "idle")
 BITS = {"in": 16, "out": 16, "res": 32}
@@ -25,10 +24,13 @@ def lanes_of(word, count, bits):
 
 
 class System:
-    """The unit, its streams with stalls, SCORES, and a model of what all of it holds."""
+    """The unit, its streams with stalls, SCORES, and a model of what all of it holds.
 
-    def __init__(self, cfg, seed, stall=0.0):
-        self.cfg, self.stall = cfg, stall
+    ``patience``: the Writer takes nothing until the array has waited so many cycles for room.
+    """
+
+    def __init__(self, cfg, seed, stall=0.0, patience=0):
+        self.cfg, self.stall, self.patience = cfg, stall, patience
         self.rng = np.random.default_rng([seed, cfg.cols])
         self.dut = ArrayUnit(cfg)
         self.queues = {name: deque() for name in STREAMS}
@@ -37,7 +39,7 @@ class System:
         self.memory, self.cycles = {}, 0  # what the Writer has been given
         chunks = {"in": cfg.in_chunks, "out": cfg.out_chunks, "res": cfg.res_chunks}
         self.model = {name: np.zeros((count, cfg.cols), np.int64) for name, count in chunks.items()}
-        self.saturated = np.zeros(16, np.int64)
+        self.saturated, self.added = np.zeros(16, np.int64), 0  # by class; of those, additions
         self.score_memory = self.rng.integers(-32768, 32768, cfg.score_chunks * cfg.cols)
 
     def run(self, bench):
@@ -45,18 +47,9 @@ class System:
             await ctx.tick().repeat(20)  # the counters clear themselves
             await self.fill(ctx)
             await bench(ctx)
-            self.ended = True
 
-        self.ended = False
-        sim = Simulator(self.dut)
-        sim.add_clock(1e-6)
-        for name in STREAMS:
-            sim.add_testbench(self.source(name), background=True)
-        for around in (self.look_up, self.watch):
-            sim.add_testbench(around, background=True)
-        sim.add_testbench(whole)
-        sim.run_until(DEADLINE * 1e-6)
-        assert self.ended, f"not through in {DEADLINE} cycles"
+        around = [*map(self.source, STREAMS), self.look_up, self.watch]
+        simulate(self.dut, [whole], around)
 
     # --- around the unit
 
@@ -84,7 +77,8 @@ class System:
             row = ctx.get(dut.dump_index)
             ctx.set(dut.dump, int(row in self.dumps))
             ctx.set(dut.dump_addr, self.dumps.get(row, 0))
-            ctx.set(dut.beats.ready, int(self.rng.random() >= self.stall))
+            takes = self.counts["wait_room"] >= self.patience and self.rng.random() >= self.stall
+            ctx.set(dut.beats.ready, int(takes))
             await ctx.tick()
 
     async def watch(self, ctx):
@@ -185,7 +179,8 @@ class System:
         tail = int(rng.integers(1, cfg.k_chunks + 1))
         job = product_job(cfg, rng, memories, kind, tail=tail, dest=dest, **sizes)
         chunks = min(len(memory) for memory in self.model.values())
-        starts = rng.choice(chunks // sizes["n"], sizes["m"], replace=False) * sizes["n"]
+        places = chunks // sizes["n"] if dest is not MatmulDest.LOGITS else sizes["m"]
+        starts = rng.choice(places, sizes["m"], replace=False) * sizes["n"]
         job.table = [
             (src, int(dst), int(limit % (sizes["n"] * cfg.cols)))
             for (src, _, limit), dst in zip(job.table, starts, strict=True)
@@ -211,6 +206,7 @@ class System:
                 wide = self.model["res"][at] + y
                 self.model["res"][at] = saturate(wide, 32)
                 self.saturated[0] += ops.count_saturated(wide, 32)
+                self.added += ops.count_saturated(wide, 32)
 
     # --- looking
 
@@ -267,28 +263,35 @@ def test_results_reach_their_memory(stall):
             places = sorted({r["dst"] for r in job.results})
             for name in ("out", "res"):
                 await system.check(ctx, name, places)
-        # IN is seen by the array alone: all of it once more, as the operand of whole rows.
-        for first in range(0, cfg.in_chunks, 8 * cfg.k_chunks):
-            job = system.product(STREAM, MatmulDest.OUT, m=1, k=8, n=1)
-            src = min(first, cfg.in_chunks - 8 * cfg.k_chunks)
-            x = system.model["in"].reshape(-1)[src * cfg.cols :][: 8 * cfg.rows].copy()
-            x[7 * cfg.rows + job.command["tail"] * cfg.cols :] = 0
-            job.table = [(src, job.table[0][1], 0)]
-            job.command |= {"shift": 12, "bits": 2}
-            wide = ops.requantize(x @ weights_of(cfg, job.words), mult_of(cfg, job.words), 12)
-            y = saturate(wide, 32)
-            over = sum(int(bit) << n for n, bit in enumerate(y != wide))
-            job.results[0] |= {"y": y.tolist(), "saturated": over, "limit": 0}
+        # IN is seen by the array alone: all of it once more, as the operand of whole rows. Every
+        # other result is added at one place, until that saturates.
+        for turn, first in enumerate(range(0, cfg.in_chunks, 4 * cfg.k_chunks)):
+            dest, name = [(MatmulDest.OUT, "out"), (MatmulDest.RES, "res")][turn % 2]
+            job = whole_row(system, first, dest)
             await system.command(ctx, job, attends=False)
             system.apply(job)
-            await system.check(ctx, "out", [job.table[0][1]])
-            busy += 8
+            await system.check(ctx, name, [3])
+            busy += 4
         await system.check(ctx, "res", range(0, cfg.res_chunks, 7))
         system.check_counts(ctx)
 
     system.run(bench)
-    assert system.counts["count_busy"] == busy and system.saturated.any()
+    assert system.counts["count_busy"] == busy and system.added and system.saturated[1:].any()
     assert system.counts["wait_weights"] and system.counts["wait_kv"] and system.counts["idle"]
+
+
+def whole_row(system, first, dest):
+    """One row of 4 row-blocks from chunk ``first`` of IN on, its large result at chunk 3."""
+    cfg, job = system.cfg, system.product(STREAM, dest, m=1, k=4, n=1)
+    x = system.model["in"].reshape(-1)[first * cfg.cols :][: 4 * cfg.rows].copy()
+    x[3 * cfg.rows + job.command["tail"] * cfg.cols :] = 0
+    job.table = [(first, 3, 0)]
+    job.command |= {"shift": 4, "bits": 2}
+    wide = ops.requantize(x @ weights_of(cfg, job.words), mult_of(cfg, job.words), 4)
+    y = saturate(wide, 32)
+    over = sum(int(bit) << n for n, bit in enumerate(y != wide))
+    job.results[0] |= {"y": y.tolist(), "saturated": over, "dst": 3, "limit": 0}
+    return job
 
 
 def weights_of(cfg, words):
@@ -326,18 +329,19 @@ def test_parameters_are_there_after_load():
     assert len(found) >= 8
 
 
-@pytest.mark.parametrize("stall", [0.0, 0.9])
-def test_logits_are_compared_and_written(stall):
-    """The vocabulary ends in the middle of a block; only two rows are dumped."""
-    system, cfg = System(SMALL, 3, stall), SMALL
-    m, blocks = cfg.max_rows, 7
+@pytest.mark.parametrize(("stall", "patience"), [(0.0, 0), (0.7, 0), (0.0, 40)])
+def test_logits_are_compared_and_written(stall, patience):
+    """The vocabulary ends in the middle of a block; only some rows are dumped, or all when more
+    come than find room."""
+    system, cfg = System(SMALL, 3, stall, patience), SMALL
+    m, blocks = cfg.max_rows, 40 if patience else 7
     vocab = blocks * cfg.cols - 3
-    dumps = {1: 0x1000, m - 1: 0x8000}
+    dumps = {1: 0x1000, m - 1: 0x8000} | ({0: 0x10000, 2: 0x20000} if patience else {})
     system.dumps = dumps
 
     async def bench(ctx):
         ctx.set(system.dut.vocab, vocab)
-        for _ in range(2):
+        for _ in range(1 if patience else 2):
             job = system.product(STREAM, MatmulDest.LOGITS, m=m, k=2, n=blocks)
             await system.command(ctx, job, attends=False)
             system.apply(job)
@@ -363,3 +367,4 @@ def test_logits_are_compared_and_written(stall):
         system.check_counts(ctx)
 
     system.run(bench)
+    assert system.counts["wait_room"] >= patience

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from kv_tiles import check, tiles
 from streams import receiver, sender, simulate
 from tokenfabric.core.config import BURST_BEATS, preset
 from tokenfabric.rtl.kvbuffer import KvBuffer
@@ -26,26 +27,6 @@ def config(name, blocks=4, extra=0):
     return preset("tiny").replace(
         name=name, rows=rows, cols=cols, ports=ports, max_head_dim=head_dim, kv_chunks=chunks
     )
-
-
-def tiles(cfg, is_v, values):
-    """The words of one stream as byte lists, -1 where anything may stand."""
-    positions, dims = values.shape
-    rows, cols = cfg.rows, cfg.cols
-    padded = np.full((-(-positions // rows) * rows, -(-dims // rows) * rows), -1)
-    padded[:positions, :dims] = values
-    words = []
-    if is_v:
-        for block in range(0, positions, rows):
-            for chunk in range(0, dims, cols):
-                tile = padded[block : block + rows, chunk : chunk + cols]
-                words += list(tile.reshape(-1, cfg.word_bytes))
-    else:
-        for block in range(0, positions, cols):
-            for chunk in range(0, dims, rows):
-                tile = padded[block : block + cols, chunk : chunk + rows]
-                words += list(tile.reshape(-1, cfg.word_bytes))
-    return words
 
 
 def streams(cfg, rng, shapes):
@@ -78,14 +59,6 @@ def feeders(dut, turns, beats, stall=0.0, times=None):
             for port, each in enumerate(beats)
         ),
     ]
-
-
-def check(cfg, got, want):
-    assert len(got) == len(want)
-    for index, (word, expected) in enumerate(zip(got, want, strict=True)):
-        values = np.frombuffer(word.to_bytes(cfg.word_bytes, "little"), np.uint8)
-        wrong = (expected >= 0) & (values != expected)
-        assert not wrong.any(), f"word {index}: {values} is not {expected}"
 
 
 def run(cfg, shapes, stall, seed):
