@@ -166,4 +166,4 @@ def pair_scales(q: Array, k: Array, steps: int = 50) -> Array:
         share /= np.maximum(exact.sum_of(share), 1e-300)
         weight /= np.maximum(total, 1e-300)
         log = log + (1 - step / steps) * (weight - share)
-    return exact.exp(best - exact.sum_of(best) / best.shape[-1])
+    return exact.exp(best - exact.sum_of(best) / (head_dim // 2))
