@@ -28,6 +28,7 @@ __all__ = [
     "LN2",
     "LOG2_E",
     "OPERAND_BITS",
+    "ceil_log2",
     "cos_sin",
     "exp",
     "fine_product",
@@ -141,6 +142,12 @@ def moment(x: Array) -> Array:
 def floor_log2(x: float) -> int:
     """The largest n with ``2**n <= x``; x positive and finite."""
     return math.frexp(x)[1] - 1
+
+
+def ceil_log2(x: float) -> int:
+    """The smallest n with ``x <= 2**n``; x positive and finite."""
+    mantissa, exponent = math.frexp(x)
+    return exponent - (mantissa == 0.5)
 
 
 @lru_cache(maxsize=1024)

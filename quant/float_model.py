@@ -7,7 +7,7 @@ differs is how many rows enter and what the KV cache already holds.
 
 Its results are the same, bit for bit, on every machine and for every way to cut a text into calls,
 because they decide integers: sampled texts, binary points, weights. They are float64, but operands
-of products are rounded to 22 to 24 bits and so about as precise as float32; see core/exact.py.
+of products are rounded to 21 to 24 bits and so about as precise as float32; see core/exact.py.
 """
 
 from __future__ import annotations

@@ -259,9 +259,7 @@ def binary_point(largest: float, bits: int) -> int:
     """Most fraction bits with which ``largest`` and HEADROOM fit a signed integer of ``bits``."""
     if largest <= 0:
         return FRAC_LIMIT
-    magnitude, exponent = math.frexp(largest)
-    ceil_log2 = exponent - (magnitude == 0.5)
-    return min(FRAC_LIMIT, bits - 1 - HEADROOM - ceil_log2)
+    return min(FRAC_LIMIT, bits - 1 - HEADROOM - exact.ceil_log2(largest))
 
 
 def _embedding_limit(embedding: Array) -> int:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from tokenfabric.core import ops
+from tokenfabric.core import exact, ops
 from tokenfabric.core.arch import Attention
 from tokenfabric.core.shape import ModelShape
 from tokenfabric.quant.qmodel import (
@@ -39,7 +39,7 @@ class _Maker:
     def __init__(self, shape: ModelShape, seed: int):
         self.shape, self.rng = shape, np.random.default_rng(seed)
         self.step = math.sqrt((255**2 - 1) / 12)  # standard deviation of the int8 weights
-        self.q_frac = FRAC + math.floor(math.log2(127 * math.sqrt(shape.head_dim)))
+        self.q_frac = FRAC + exact.floor_log2(127 * math.sqrt(shape.head_dim))
 
     def linear(self, rows: int, columns: int, scale: float) -> Linear:
         weight = self.rng.integers(-127, 128, (rows, columns), np.int8)
@@ -50,9 +50,9 @@ class _Maker:
     def norm(self, depth: int) -> Norm:
         """Behind ``depth`` additions the residual stream is about sqrt(depth + 1) of order one."""
         s = self.shape
-        in_shift = RES_FRAC - 12 + math.ceil(math.log2(math.sqrt(depth + 1)))
+        in_shift = RES_FRAC - 12 + exact.ceil_log2(math.sqrt(depth + 1))
         eps = round(s.dim * s.norm_eps * 4.0 ** (RES_FRAC - in_shift))
-        gain_frac = 14 - math.ceil(math.log2(math.sqrt(s.dim)))
+        gain_frac = 14 - exact.ceil_log2(math.sqrt(s.dim))
         gain = np.round(self.rng.uniform(0.5, 1.5, s.dim) * math.sqrt(s.dim) * 2.0**gain_frac)
         out_shift = ops.NORM_T_FRAC + gain_frac - FRAC
         return Norm(gain.astype(np.int16), in_shift, eps, out_shift, FRAC)
@@ -97,7 +97,7 @@ class _Maker:
         embedding = self.linear(s.vocab, s.dim, math.sqrt(s.dim) * 2.0**RES_FRAC)
         # logits are embedding rows of order one, times 1 / sqrt(dim)
         tied_shift = embedding.shift + RES_FRAC + FRAC - LOGITS_FRAC
-        tied_shift += math.ceil(math.log2(math.sqrt(s.dim)))
+        tied_shift += exact.ceil_log2(math.sqrt(s.dim))
         classifier = Linear(embedding.weight, embedding.mult, tied_shift)
         if not s.tied:
             classifier = self.linear(s.vocab, s.dim, 2.0 ** (LOGITS_FRAC - FRAC))

@@ -85,10 +85,12 @@ def test_functions_are_those_of_decimal():
 
 
 @pytest.mark.parametrize("n", [-40, -1, 0, 1, 15, 60])
-def test_floor_log2_at_its_steps(n):
+def test_logarithms_at_their_steps(n):
     step = 2.0**n
     assert exact.floor_log2(step) == n == exact.floor_log2(np.nextafter(2 * step, 0))
     assert exact.floor_log2(np.nextafter(step, 0)) == n - 1
+    assert exact.ceil_log2(step) == n == exact.ceil_log2(np.nextafter(step, 0))
+    assert exact.ceil_log2(np.nextafter(step, 2 * step)) == n + 1
 
 
 def test_choices_follow_the_likelihoods():

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.verilator, pytest.mark.slow]
 
 PROMPT = "Once upon a time"
 COUNT = 64
-# The shipped model, quantized once and kept, so that no library's rounding can move the list:
+# The shipped model, quantized and kept; test_reproducible.py compares it with one made anew:
 # tokenfabric quantize models/stories -o tests/data/stories.tfm
 STORIES = Path(__file__).parent / "data" / "stories.tfm"
 # What it continues PROMPT with, greedy, and the first two tokens of PROMPT.
