@@ -209,8 +209,8 @@ class RegisterDevice:
         """
         self._check_owner()
         settle(self.bus)
-        self._running = False
-        self._see(1 << 31)  # no interrupt for whom nobody listens
+        self._set("SEEN", 1 << 31)  # no interrupt for whom nobody listens
+        self._seen = -1  # whoever still waits for this run is told by the next poll
 
     def poll(self) -> tuple[State, int, Error]:
         state = State(self.register("STATUS"))

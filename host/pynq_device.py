@@ -66,7 +66,7 @@ class PynqBus:
         self._loop = _event_loop() if self._interrupt is not None else None
         self._buffers: list[Any] = []
         self._closed = False
-        self.bases: list[int] = []
+        self._bases: list[int] = []
         self._memory: list[np.ndarray] = []
         try:
             for size in sizes:
@@ -103,18 +103,27 @@ class PynqBus:
                 f"the board allocated {size / MIB:.1f} MiB at {base:#x}, the accelerator addresses "
                 f"memory below {ADDRESS_LIMIT:#x}; boot with cma=<size>@<address below it>"
             )
-        self.bases.append(base)
+        self._bases.append(base)
         self._memory.append(np.asarray(buffer))
+
+    @property
+    def bases(self) -> list[int]:
+        """Addresses of the buffers; DeviceLost if they have been given back."""
+        self._check_open()
+        return self._bases
 
     @property
     def memory(self) -> list[np.ndarray]:
         """The buffers; DeviceLost if they have been given back."""
+        self._check_open()
+        return self._memory
+
+    def _check_open(self) -> None:
         if self._closed:
             raise DeviceLost(
                 "the memory of this model was given back when the board was closed or took "
                 "another model; load it again"
             )
-        return self._memory
 
     def read32(self, offset: int) -> int:
         """A register."""

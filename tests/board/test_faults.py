@@ -451,14 +451,19 @@ def test_the_command_on_a_board_that_dies():
     assert re.match(r"tokenfabric: error: the board at .* does not answer any more", lines[0])
 
 
-def test_the_command_on_a_hung_fabric(board, capsys, monkeypatch):
+def test_the_command_on_a_hung_fabric(story, capsys, monkeypatch):
     monkeypatch.setattr(generate, "DEADLINE", 0.5)
-    monkeypatch.setenv("PYNQ_REMOTE_DEVICES", board.address)
-    fault(board, "stick 0 1")
-    with within(SECONDS):
-        assert main(["generate", PROMPT, "--on=board", f"--bitstream={board.bitfile}"]) == 1
-    fault(board, "stick 0 0")
-    assert "tokenfabric: error: no new token within 0.5 s; " in capsys.readouterr().err
+    with start() as board:
+        monkeypatch.setenv("PYNQ_REMOTE_DEVICES", board.address)
+        fault(board, "stick 0 1")
+        with within(SECONDS):
+            assert main(["generate", PROMPT, "--on=board", f"--bitstream={board.bitfile}"]) == 1
+        assert free_kib(board) < 256 << 10  # what hangs there may yet be written
+        fault(board, "stick 0 0")
+        check(board, story)
+    error = capsys.readouterr().err
+    assert "tokenfabric: error: no new token within 0.5 s; " in error
+    assert "tokenfabric: its memory stays allocated: " in error
 
 
 def test_the_command_without_a_board(board):
