@@ -143,7 +143,7 @@ class Datapath(wiring.Component):
         }
         m.d.comb += job.busy.eq(Cat(busy[unit] for unit in Unit))
         events = {
-            "CYCLES": 1,
+            "CYCLES": (self.events[0] | self.start) & ~self.reset[0],
             "ARRAY_BUSY": array.count_busy,
             "ARRAY_WAIT_WEIGHTS": array.wait_weights,
             "ARRAY_WAIT_KV": array.wait_kv,
