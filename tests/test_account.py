@@ -152,4 +152,4 @@ def test_perf_prints_and_draws(tmp_path, capsys):
 
 def test_a_picture_needs_a_known_ending(capsys):
     assert main("perf --shape stories260k --timeline step.gif".split()) == 2
-    assert "ends in .png or .svg" in capsys.readouterr().err
+    assert "must end in .png or .svg" in capsys.readouterr().err
