@@ -55,42 +55,35 @@ def fitting(name, count):
     return found
 
 
-def places(access, rows):
-    """The chunks that an access touches for all rows of a step."""
-    return {
-        access.at + row * access.stride + piece * access.pitch + chunk
-        for row in range(rows)
-        for piece in range(access.pieces)
-        for chunk in range(access.chunks)
-    }
+def places(access, row):
+    """The chunks that an access touches for a row of a step."""
+    at = access.at + row * access.stride
+    return {at + n * access.pitch + c for n in range(access.pieces) for c in range(access.chunks)}
+
+
+def on_chip(accesses):
+    return [access for access in accesses if access.memory in ON_CHIP]
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_what_is_read_has_been_written_and_is_there(name):
-    """With as many rows as the program is for, and with one."""
+def test_a_row_reads_what_was_written_for_it_last(name):
+    """And all of it is there: with as many rows as the program is for, and with one."""
     cfg = preset(name)
     for shape, most, program in fitting(name, 12):
         for rows in {1, most}:
-            written = {memory: set() for memory in ON_CHIP}
+            owner = {memory: {} for memory in ON_CHIP}  # whose row a chunk was written for
             for number, i in enumerate(program):
-                what = isa.OPERATIONS[i.op]
-                # Zeros behind what a LOAD is for fill the stream, and PARAM as far as it goes.
-                for access in what.reads(i, cfg):
-                    if access.memory in ON_CHIP:
-                        missing = places(access, rows) - written[access.memory]
-                        assert not missing, (
-                            shape,
-                            number,
-                            i.op,
-                            access.memory,
-                            sorted(missing)[:5],
-                        )
-                for access in what.writes(i, cfg):
-                    if access.memory in ON_CHIP:
-                        touched = places(access, rows)
-                        room = getattr(cfg, ON_CHIP[access.memory])
-                        assert max(touched) < room, (shape, number, i.op, access.memory)
-                        written[access.memory] |= touched
+                what, where = isa.OPERATIONS[i.op], (shape, number, i.op)
+                for access in on_chip(what.reads(i, cfg)):
+                    for row in range(rows):
+                        want = row if access.memory is not Memory.PARAM else 0
+                        found = {owner[access.memory].get(at) for at in places(access, row)}
+                        assert found == {want}, (*where, access.memory)
+                for access in on_chip(what.writes(i, cfg)):
+                    for row in range(rows if access.memory is not Memory.PARAM else 1):
+                        touched = places(access, row)
+                        assert max(touched) < getattr(cfg, ON_CHIP[access.memory]), where
+                        owner[access.memory].update(dict.fromkeys(touched, row))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -98,11 +91,10 @@ def test_no_row_writes_what_is_another_rows(name):
     cfg = preset(name)
     for _, most, program in fitting(name, 12):
         for i in program:
-            for access in isa.OPERATIONS[i.op].writes(i, cfg):
-                if access.memory in ON_CHIP and access.memory is not Memory.PARAM:
-                    one = len(places(access, 1))
-                    assert one == access.chunks * access.pieces
-                    assert len(places(access, most)) == most * one
+            for access in on_chip(isa.OPERATIONS[i.op].writes(i, cfg)):
+                if access.memory is not Memory.PARAM:
+                    touched = [at for row in range(most) for at in places(access, row)]
+                    assert len(set(touched)) == most * access.chunks * access.pieces
 
 
 @pytest.mark.parametrize("name", PRESETS)
