@@ -436,8 +436,8 @@ def test_a_refresh_is_due_in_every_interval():
 
     async def bench(ctx):
         nonlocal due
-        for now in range(200):
-            tick, done = ctx.get(dut.tick), int(due and rng.random() < 0.3)
+        for now in range(900):
+            tick, done = ctx.get(dut.tick), int(due and rng.random() < 0.1)
             ctx.set(dut.done, done)
             assert ctx.get(dut.due) == due
             ticks.extend([now] * tick)
