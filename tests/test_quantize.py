@@ -373,7 +373,9 @@ def test_sampling_is_bounded_and_says_how_far_it_is(monkeypatch):
 
     length = min(calibrate_module.TEXT_TOKENS, checkpoint.shape.context)
     assert sample() == (calibrate_module.TEXTS, length)
-    assert told == [("sampling texts", i, length - 1) for i in range(1, length)]
+    whole = calibrate_module.TEXTS * (length - 1)
+    assert [of for _, _, of in told] == [whole] * len(told) and told[-1][1] == whole
+    assert [done for _, done, _ in told] == sorted({done for _, done, _ in told})
     one = length * checkpoint.shape.parameters
     for affordable, count in ((20, 20), (1, calibrate_module.FEWEST_TEXTS)):
         monkeypatch.setattr(calibrate_module, "SAMPLING_WORK", affordable * one)
