@@ -39,8 +39,8 @@ CONTROLLER_PORTS = {"hp0": 3, "hp1": 4, "hp2": 4, "hp3": 5, "hpc0": 1}
 
 # What that interconnect adds to a read's latency. An assumption: UG1085 ("APU Coherent Interfaces")
 # says that HPC0 and HPC1 "have a longer latency to DDR" and no figure, nor was one found elsewhere.
-# 50 ns are 27 cycles of the interconnect, there and back. From 0 to 200 ns decoding loses less than
-# a hundredth on kv260 (tests/test_dram.py): the FIFOs hide it.
+# 50 ns are 27 cycles of the interconnect, there and back. From 0 to 200 ns a stream dealt to
+# the ports of the kv260 keeps its share of the peak (tests/test_dram.py): enough is in flight.
 DETOUR_NS = {"hpc0": 50.0}
 
 
