@@ -246,7 +246,7 @@ class _Ends:
 
     def eos(self, added: dict[str, int], count: int) -> list[int]:
         """All that end a text, of the files and of the tokenizer: ids below ``count``. Those of
-        ``added`` go before others, which are the defaults of some class."""
+        ``added`` go before others; the 2 that classes have by default goes last."""
         ids: list[Any] = []
         for config in (self.generation, self.config):
             value = config.get("eos_token_id")
@@ -254,8 +254,9 @@ class _Ends:
         ids.append(added.get(self.name("eos")))
         known = [i for i in ids if i is not None and not (type(i) is int and not 0 <= i < count)]
         sure = [i for i in known if i in added.values()]
+        meant = [] if self.name("eos") else [i for i in known if i != _DEFAULT_EOS]
         usual = [added[name] for name in _EOS_NAMES if name in added][:1]
-        return list(dict.fromkeys(sure or usual or known))
+        return list(dict.fromkeys(sure or meant or usual or known))
 
     def name(self, end: str) -> str:
         """Of the token that tokenizer_config.json calls ``end``, "" for none."""
@@ -291,6 +292,7 @@ class _Ends:
 
 _ADDED_FLAGS = ("lstrip", "rstrip", "normalized")
 _BOS_NAMES = ("<s>", "<bos>", "<|bos|>", "<|begin_of_text|>")
+_DEFAULT_EOS = 2  # of LlamaConfig and others, whatever the tokenizer
 _EOS_NAMES = ("</s>", "<eos>", "<|eos|>", "<|end_of_text|>", "<|endoftext|>")
 # Classes of transformers whose add_bos_token is false where it is not given.
 _BARE = ("GPT2Tokenizer", "GPT2TokenizerFast", "Qwen2Tokenizer", "Qwen2TokenizerFast")
