@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from tokenfabric.compiler.compile import check_fits, compile_model
-from tokenfabric.core.config import FabricConfig
+from tokenfabric.core.config import FabricConfig, preset
 from tokenfabric.core.dram import PUBLISHED
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.shape import ModelShape
@@ -129,3 +129,19 @@ def run_both(cfg: FabricConfig, shape: ModelShape, seed: int) -> str | None:
 def build_quickly(monkeypatch) -> None:
     """The C++ of the simulation without optimization: a run is shorter than the compiler's."""
     monkeypatch.setattr(verilator, "FAST", "-O0")
+
+
+TINY = preset("tiny").replace(max_head_dim=256, max_context=128)
+LONG_HEADS = {  # by bytes of a port: 64, 32 and 16 beats for a head
+    4: TINY.replace(name="long4", cols=4, in_chunks=1024, out_chunks=1024, kv_chunks=4096),
+    8: TINY.replace(name="long8", kv_chunks=2048),
+    16: TINY.replace(name="long16", rows=16, cols=16, kv_chunks=1024),
+}
+
+
+def long_heads(port_bytes: int) -> str | None:
+    """Where several steps and jobs with heads of 256 differ from golden, None for nowhere; and with
+    136 and 24, whose positions begin within a burst."""
+    shapes = [ModelShape(32, 48, 1, 2, 1, head_dim, 40, 64) for head_dim in (256, 136, 24)]
+    found = (run_both(LONG_HEADS[port_bytes], shape, shape.head_dim) for shape in shapes)
+    return next((text for text in found if text is not None), None)
