@@ -131,11 +131,15 @@ def build_quickly(monkeypatch) -> None:
     monkeypatch.setattr(verilator, "FAST", "-O0")
 
 
-TINY = preset("tiny").replace(max_head_dim=256, max_context=128)
 LONG_HEADS = {  # by bytes of a port: 64, 32 and 16 beats for a head
-    4: TINY.replace(name="long4", cols=4, in_chunks=1024, out_chunks=1024, kv_chunks=4096),
-    8: TINY.replace(name="long8", kv_chunks=2048),
-    16: TINY.replace(name="long16", rows=16, cols=16, kv_chunks=1024),
+    port_bytes: preset("tiny").replace(
+        name=f"long{port_bytes}", cols=port_bytes, max_head_dim=256, max_context=128, **more
+    )
+    for port_bytes, more in (
+        (4, {"in_chunks": 1024, "out_chunks": 1024, "kv_chunks": 4096}),
+        (8, {"kv_chunks": 2048}),
+        (16, {"rows": 16, "kv_chunks": 1024}),
+    )
 }
 
 

@@ -339,5 +339,5 @@ def test_the_example_of_the_readme():
     code = code.replace("load(slots=2)", "load(slots=2, on='golden', context=64)")
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(code, {})
-    assert out.getvalue().startswith(", a boy named Max lived in a small village")
+    assert out.getvalue().startswith(", there was a clever girl named Mia.")
     assert out.getvalue().count("tokens in") == 1
