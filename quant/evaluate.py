@@ -48,6 +48,8 @@ def read_sequences(
                 f"vocabulary has {vocab}; use the tokenizer of the checkpoint"
             )
         found.append(ids)
+    if not found:
+        raise UserError(f"{path}: the file holds no text; give one text a line")
     return found
 
 
