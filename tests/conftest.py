@@ -12,6 +12,8 @@ from tokenfabric.flow.toolchain import cache_directory
 # those that test Ctrl-C need it. One BLAS thread per worker: more of them only wait for each other.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(getattr(signal, "SIGHUP", signal.SIGINT)) is signal.SIG_IGN:  # nohup's
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 

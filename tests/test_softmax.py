@@ -17,7 +17,7 @@ WIDE = TINY.replace(name="wide", rows=16, ports=4, kv_chunks=512)
 CONFIGS = {
     "tiny": TINY,
     "two chunks per row-block": WIDE,
-    "odd context": WIDE.replace(name="odd", max_context=176, max_rows=8),
+    "short context": WIDE.replace(name="short", max_context=128, max_rows=8),
 }
 
 
@@ -107,7 +107,7 @@ def test_corners():
 
 def test_whole_context():
     """The longest row, every score equal: the largest total."""
-    cfg = CONFIGS["odd context"]
+    cfg = CONFIGS["short context"]
     rng = np.random.default_rng(8)
     job = Job(cfg, rng, m=2, blocks=cfg.max_context // cfg.rows, align=0)
     job.scores[0], job.limits[:] = 5, cfg.max_context - 1

@@ -12,7 +12,7 @@ from tokenfabric.rtl.softmax import RowMaximum, RowScales, ScoreReader, ScoreWal
 
 TINY = preset("tiny")
 WIDE = TINY.replace(name="wide", rows=16, ports=4, kv_chunks=512)
-ODD = WIDE.replace(name="odd", max_context=176, max_rows=8)
+ODD = WIDE.replace(name="short", max_context=128, max_rows=8)
 CONFIGS = pytest.mark.parametrize("cfg", [TINY, WIDE, ODD], ids=lambda cfg: cfg.name)
 STALL = pytest.mark.parametrize("stall", [0.0, 0.4])
 
