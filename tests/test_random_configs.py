@@ -11,7 +11,7 @@ def test_many_are_refused_in_one_line_that_names_a_field():
     refused = [text for cfg, text in every if cfg is None]
     assert len(refused) > 50 and len(every) == 50 + len(refused)
     for text in refused:
-        assert text.startswith("config random: ") and " = " in text and "\n" not in text, text
+        assert text.startswith("config random: ") and "\n" not in text, text
     assert len({text.split()[2] for text in refused}) > 8  # different fields
 
 
