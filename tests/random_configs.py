@@ -53,7 +53,7 @@ def _draw(rng: np.random.Generator) -> dict:
         "program_words": int(rng.integers(20, 400)),
         "outstanding": int(rng.integers(1, 17)),
         "fabric_rows": 0 if rng.random() < 0.7 else int(rng.integers(0, rows)),
-        "ultra": tuple(n for n in ("in", "out", "res", "scores", "kv") if rng.random() < 0.1),
+        "ultra": tuple(n for n in ("in", "scores", "weights", "kv") if rng.random() < 0.1),
     }
 
 
