@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tokenfabric.core.arch import ARCHITECTURES, LLAMA, Architecture
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.files import read_json_object, show
@@ -91,6 +93,15 @@ class ModelShape:
             raise UserError(
                 f"rope_scale={show(scale)} is not one positive number for each of the "
                 f"{self.head_dim // 2} pairs; correct the config"
+            )
+
+    def check_tokens(self, tokens: npt.NDArray[Any], of: str) -> None:
+        """UserError unless ``tokens`` are ids of the vocabulary; of: what the ids should be of."""
+        integers = np.issubdtype(tokens.dtype, np.integer)
+        if not integers or tokens.min() < 0 or tokens.max() >= self.vocab:
+            raise UserError(
+                f"token ids must be integers from 0 to {self.vocab - 1} (the vocabulary); "
+                f"use the tokenizer of this {of}"
             )
 
     @property

@@ -12,7 +12,6 @@ import asyncio
 import atexit
 import concurrent.futures
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ import pynq
 from tokenfabric.core import registers
 from tokenfabric.core.boards import VLNV
 from tokenfabric.core.config import PRESETS, FabricConfig, preset
-from tokenfabric.core.errors import UserError
+from tokenfabric.core.errors import UserError, note
 from tokenfabric.core.image import Image, check_windows
 from tokenfabric.core.registers import State
 from tokenfabric.host.calls import Caller, here, reason
@@ -451,7 +450,7 @@ class Board:
         try:
             self._release()
         except DeviceTimeout as error:
-            print(f"tokenfabric: its memory stays allocated: {error}", file=sys.stderr)
+            note(f"its memory stays allocated: {error}")
         atexit.unregister(self.close)
         if isinstance(self._call, Caller):
             self._call.close()

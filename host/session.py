@@ -369,9 +369,9 @@ class Session:
         end = time.monotonic() + self.deadline
         while True:
             seen = len(job.steps)
-            state = self._collect(job)
+            state, error = self._collect(job)
             yield from job.steps[seen:]
-            if state is State.ERROR and self.device.poll()[2] is Error.SILENT:
+            if state is State.ERROR and error is Error.SILENT:
                 # No fault: this program slept, and was taken for dead. What is left comes next.
                 if job.steps:
                     job.descriptor[STEPS] = len(job.steps)
@@ -390,15 +390,15 @@ class Session:
                     "longer deadline if it is only slow"
                 )
 
-    def _collect(self, job: Job) -> State:
+    def _collect(self, job: Job) -> tuple[State, Error]:
         """Append the steps whose tokens have come to stand in the ring."""
-        state, ready, _ = self.device.poll()
+        state, ready, error = self.device.poll()
         seen = len(job.steps)
         if ready > seen:
             at, size = self.image.map.ring + 8 * job.rows * seen, 8 * job.rows * (ready - seen)
             ring = self.device.read(at, size).view("<u4").reshape(-1, job.rows, 2)
             job.steps += [Step(row[:, 0].tolist(), int(row[0, 1])) for row in ring]
-        return state
+        return state, error
 
 
 def _only(steps: Generator[list[int | None], None, None]) -> Iterator[int]:

@@ -197,13 +197,7 @@ class FloatModel:
             raise UserError(
                 f"token {end} does not fit a session of {cache.length}; use fewer tokens"
             )
-        integers = np.issubdtype(tokens.dtype, np.integer)
-        if not integers or tokens.min() < 0 or tokens.max() >= s.vocab:
-            raise UserError(
-                f"token ids must be integers from 0 to {s.vocab - 1} (the vocabulary); "
-                "use the tokenizer of this checkpoint"
-            )
-
+        s.check_tokens(tokens, "checkpoint")
         run = _Run(self, cache, batch, end, trace, scores)
         x = run.note("embedding", self.checkpoint.embedding[tokens].astype(np.float64))
         for i, weights in enumerate(self.checkpoint.layers):

@@ -169,12 +169,7 @@ class QModel:
                 f"{found.size} tokens do not fit the model's context of {s.context}; "
                 f"use from 1 to {s.context}"
             )
-        integers = np.issubdtype(found.dtype, np.integer)
-        if not integers or found.min() < 0 or found.max() >= s.vocab:
-            raise UserError(
-                f"token ids must be integers from 0 to {s.vocab - 1} (the vocabulary); "
-                "use the tokenizer of this model"
-            )
+        s.check_tokens(found, "model")
         return found
 
     def scales(self) -> dict[str, Any]:

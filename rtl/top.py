@@ -24,7 +24,7 @@ from tokenfabric.rtl.writeback import SaturationCounter
 
 __all__ = ["RESETS", "Datapath", "Top"]
 
-# Units that share a reset: none drives more flip-flops than flow.synth allows.
+# Units that share a reset, so that no reset drives more than a part of the flip-flops.
 RESETS = (
     ("memory", "router"),
     ("job", "embed"),

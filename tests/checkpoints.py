@@ -13,6 +13,14 @@ from tokenfabric.quant.checkpoint import Checkpoint
 TINY = ModelShape(
     dim=16, hidden=24, layers=2, heads=4, kv_heads=2, head_dim=4, vocab=40, context=32
 )
+# A rope_scaling as Llama 3.1's, for a shorter text.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 
 def random_checkpoint(shape: ModelShape = TINY, seed: int = 0, scale: float = 1.0) -> Checkpoint:

@@ -13,12 +13,9 @@ FOUND = "c430a00772e24c23580ed7705fa80d5a2b1389e10a3ec52732f7554bc14a0660"  # on
 
 
 class Words:
-    """As much of a tokenizer as quantizing needs."""
+    """As much of a tokenizer as quantizing needs with texts that the model samples."""
 
     vocab, bos, eos = SHAPE.vocab, 1, [2]
-
-    def encode(self, text: str) -> list[int]:
-        raise NotImplementedError
 
     def to_bytes(self) -> bytes:
         return b"words"

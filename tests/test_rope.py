@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from checkpoints import hf_config, hf_tensors, random_checkpoint, write_hf
+from checkpoints import LLAMA3, hf_config, hf_tensors, random_checkpoint, write_hf
 from tokenfabric.compiler.compile import compile_model
 from tokenfabric.core import ops
 from tokenfabric.core.config import preset
@@ -20,13 +20,6 @@ from tokenfabric.quant.float_model import forward
 from tokenfabric.quant.qmodel import QModel
 
 SHAPE = ModelShape(64, 80, 2, 2, 1, 32, 60, 256)
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 KINDS = {
     "linear": {"rope_type": "linear", "factor": 2.5},

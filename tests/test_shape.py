@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from checkpoints import TINY, hf_config
+from checkpoints import LLAMA3, TINY, hf_config
 from tokenfabric.core.errors import UserError
 from tokenfabric.core.shape import NAMED_SHAPES, ModelShape, shape_from
 
@@ -94,15 +94,6 @@ def test_absent_keys_take_the_llama_defaults(tmp_path):
 )
 def test_rope_theta_in_every_generation_of_config(tmp_path, change):
     assert read(tmp_path, change).rope_theta == 5e5
-
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 
 
 @pytest.mark.parametrize(

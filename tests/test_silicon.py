@@ -99,9 +99,8 @@ def test_a_stuck_port_lets_go_of_the_run(device, image, watchdog):
     device.top.run((watchdog or Supervisor.DRAIN) + 2000, until_idle=False)
     assert device.register("STATUS") == State.ERROR
     assert device.register("ERROR") & 0xFF == Error.WATCHDOG
-    put_job_again = image.descriptor(rows(), steps=1)
     device.wait(60)
-    put_job(device, put_job_again)
+    put_job(device, image.descriptor(rows(), steps=1))
     device.start()
     device.top.run((watchdog or Supervisor.DRAIN) + 2000, until_idle=False)
     with pytest.raises(DeviceError, match="WATCHDOG"):

